@@ -1,0 +1,93 @@
+"""Loading models: `mini` from the project, every other one as TransformerLens loads it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from patchlib.errors import PatchlibError
+
+MINI = Path(__file__).parents[1] / "data" / "models" / "mini"
+# The one model of the paper that TransformerLens knows by another name.
+_ALIASES = {"attn-only-4l": "NeelNanda/Attn_Only_4L512W_C4_Code"}
+_FILES = "config.json, model.safetensors, tokenizer.json"
+
+
+def load_model(
+    name: str | os.PathLike[str] | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+) -> TransformerBridge:
+    """Loads a model in evaluation mode, with its weights as they were trained.
+
+    Args:
+        name: ``"mini"``, a name that TransformerLens knows (``"gpt2"``, ``"gpt2-large"``,
+            ``"gpt2-xl"``, ``"EleutherAI/gpt-j-6b"``, ``"attn-only-4l"``) or a folder in Hugging
+            Face format. None stands for the environment variable ``PATCHLIB_MODEL``, and for
+            ``"mini"`` where that is not set.
+        device: where to put it.
+        dtype: the type of its weights.
+        revision: the commit, branch or tag on the hub; its newest one where None.
+
+    Raises:
+        PatchlibError: where the model's files can be found neither here nor on the hub.
+
+    Example:
+        >>> model = load_model("mini")
+        >>> model.cfg.n_layers, model.cfg.n_heads, model.training
+        (8, 8, False)
+    """
+    name = str(name or os.environ.get("PATCHLIB_MODEL") or "mini")
+    source = str(MINI) if name == "mini" else _ALIASES.get(name, name)
+    is_folder = Path(source).is_dir()
+    looks_like_folder = name == "mini" or Path(source).is_absolute() or source.startswith(".")
+    if looks_like_folder and not (Path(source) / "config.json").is_file():
+        raise PatchlibError(
+            f"the folder {source} does not hold a model: it needs {_FILES} as Hugging Face's "
+            "save_pretrained writes them"
+        )
+    try:
+        model = TransformerBridge.boot_transformers(
+            source, device=device, dtype=dtype, revision=revision
+        )
+    except (OSError, ConnectionError) as error:
+        raise PatchlibError(
+            f"the model {name!r} could not be loaded: its files ({_FILES}) are neither in the "
+            "local cache nor to be had from the Hugging Face hub. Connect once to download them, "
+            "give a local folder that holds them, or use pl.load_model('mini'), which needs no "
+            "hub"
+        ) from error
+    model.eval()
+    model.cfg.model_name = name
+    model.cfg.revision = _fingerprint(Path(source)) if is_folder else _commit(model, revision)
+    return model
+
+
+def _commit(model: TransformerBridge, revision: str | None) -> str:
+    commit = getattr(model.original_model.config, "_commit_hash", None)
+    return str(commit or revision or "unknown")
+
+
+def _fingerprint(folder: Path) -> str:
+    """The first digits of the SHA-256 of a folder's weights."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return f"sha256:{digest.hexdigest()[:12]}"
+
+
+def describe(model: TransformerBridge) -> dict[str, str]:
+    """The model's name, its revision and what was done to its weights, as results keep them."""
+    processed = getattr(model, "compatibility_mode", False)
+    return {
+        "model": str(model.cfg.model_name),
+        "revision": str(getattr(model.cfg, "revision", "unknown")),
+        "weight_processing": "compatibility mode" if processed else "none",
+    }

@@ -1,0 +1,205 @@
+"""The paper's five tasks: each function draws prompt pairs for a model.
+
+All prompts are held out: `mini` was trained on the same templates with other names, years,
+arguments and operands. Facts are the exception, since a fact can only be recalled after it was
+learnt. Every task takes the model first, since its tokenizer decides what is one token.
+"""
+
+import dataclasses
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+from transformer_lens.model_bridge import TransformerBridge
+
+from patchlib.errors import PatchlibError
+from patchlib.pairs import PromptPairs, TokenizedPrompt, draw
+from patchlib.tasks import docstrings, facts, indirect_objects, sums, years
+from patchlib.prompt import Prompt
+
+__all__ = ["arithmetic", "docstring", "factual_recall", "greater_than", "ioi"]
+
+
+def ioi(
+    model: TransformerBridge, n: int = 100, seed: int = 0, prepend_bos: bool | None = None
+) -> PromptPairs:
+    """Indirect object identification: "When Mary and John ..., John gave a drink to" → " Mary".
+
+    Args:
+        model: the model that will run the prompts.
+        n: how many prompts, no two with the same indirect object and subject.
+        seed: seeds the draw.
+        prepend_bos: whether a beginning-of-sequence token comes first; the model's default where
+            None. The paper's code prepends none.
+
+    Returns:
+        Pairs with the positions ``IO``, ``S1``, ``S2``, ``last``; r is the indirect object and r'
+        the subject. Token replacement at ``S2`` (the paper's; by the indirect object), ``S1``,
+        ``IO``, ``S1+IO`` (by unrelated names) and ``ABC`` (all three; p_ABC of Section 4.2).
+
+    Raises:
+        PatchlibError: where n is larger than the number of held-out prompts.
+
+    Example:
+        >>> import patchlib as pl
+        >>> pairs = pl.tasks.ioi(pl.load_model(), n=1)
+        >>> sorted(pairs.positions)
+        ['IO', 'S1', 'S2', 'last']
+    """
+    settings = {"n": n, "seed": seed}
+    prompts = indirect_objects.prompts(random.Random(f"ioi {seed}"))
+    return draw(model, prompts, n, "ioi", settings, prepend_bos)
+
+
+def factual_recall(
+    model: TransformerBridge,
+    n: int = 100,
+    seed: int = 0,
+    phrasing: int = 0,
+    path: Path | None = None,
+    prepend_bos: bool | None = None,
+) -> PromptPairs:
+    """Factual recall on pairs of facts: "The Eiffel Tower is ... in the city of" → " Paris".
+
+    Args:
+        model: the model that will run the prompts.
+        n: how many ordered pairs; each pair of facts gives two, one in each direction.
+        seed: seeds the draw.
+        phrasing: which of a relation's phrasings, counted from zero.
+        path: a facts file in the form of ``data/paired_facts.json``; that file where None.
+        prepend_bos: whether a beginning-of-sequence token comes first (the paper's choice); the
+            model's default where None.
+
+    Returns:
+        Pairs with the positions ``subject`` (all its tokens), ``first_subject``,
+        ``middle_subject`` (empty for subjects of two tokens), ``last_subject``, ``next`` (the
+        token after it), ``further`` and ``last``; token replacement at ``subject``; r' is the
+        answer of the other fact.
+
+    Raises:
+        PatchlibError: where n is larger than the number of ordered pairs.
+
+    Example:
+        >>> import patchlib as pl
+        >>> pairs = pl.tasks.factual_recall(pl.load_model(), n=2)
+        >>> len(pairs.at("last_subject")[0])
+        1
+    """
+    pairs = [p for p in facts.read(path or facts.PAIRED_FACTS) if p.phrasing == phrasing]
+    sides = [(pair, side) for pair in pairs for side in (0, 1)]
+    rng = random.Random(f"facts {seed}")
+    prompts = (pair.prompt(side) for pair, side in rng.sample(sides, len(sides)))
+    settings = {"n": n, "seed": seed, "phrasing": phrasing}
+    return draw(model, prompts, n, "factual_recall", settings, prepend_bos, _split_subject)
+
+
+def _split_subject(prompt: TokenizedPrompt) -> TokenizedPrompt:
+    subject = prompt.positions["subject"]
+    after, last = subject[-1] + 1, len(prompt.clean) - 1
+    named = {
+        "subject": subject,
+        "first_subject": subject[:1],
+        "middle_subject": subject[1:-1],
+        "last_subject": subject[-1:],
+        "next": (after,) if after < last else (),
+        "further": tuple(range(after + 1, last)),
+        "last": (last,),
+    }
+    return dataclasses.replace(prompt, positions=named)
+
+
+def greater_than(
+    model: TransformerBridge, n: int = 100, seed: int = 0, prepend_bos: bool | None = None
+) -> PromptPairs:
+    """Greater-than: "The war lasted from the year 1732 to the year 17" → any year after 32.
+
+    Args:
+        model: the model that will run the prompts; years that it does not split as [XX][YY] are
+            left out, as in the paper.
+        n: how many prompts.
+        seed: seeds the draw.
+        prepend_bos: whether a beginning-of-sequence token comes first; the model's default where
+            None.
+
+    Returns:
+        Pairs with the positions ``noun``, ``XX``, ``YY``, ``end``, ``last``; r is the set of
+        years after YY and r' the set before it (Appendix E); token replacement at ``YY``, by 01.
+
+    Raises:
+        PatchlibError: where n is larger than the number of held-out prompts.
+
+    Example:
+        >>> import patchlib as pl
+        >>> pairs = pl.tasks.greater_than(pl.load_model(), n=2)
+        >>> pairs.answers.ndim
+        2
+    """
+    prompts = years.prompts(random.Random(f"years {seed}"))
+    return draw(model, prompts, n, "greater_than", {"n": n, "seed": seed}, prepend_bos)
+
+
+def docstring(
+    model: TransformerBridge, n: int = 100, seed: int = 0, prepend_bos: bool | None = None
+) -> PromptPairs:
+    """Python docstrings: after ``:param A`` and ``:param B``, which argument comes next?
+
+    Args:
+        model: the model that will run the prompts.
+        n: how many prompts.
+        seed: seeds the draw.
+        prepend_bos: whether a beginning-of-sequence token comes first; the model's default where
+            None.
+
+    Returns:
+        Pairs with the positions ``A_def``, ``B_def``, ``C_def``, ``A_doc``, ``B_doc``, ``last``;
+        token replacement at ``C_def``; r is C and r' the variable that replaces it (Appendix D).
+
+    Raises:
+        PatchlibError: where the prompts do not fit the model's tokenizer.
+
+    Example:
+        >>> import patchlib as pl
+        >>> "C_def" in pl.tasks.docstring(pl.load_model(), n=1).positions
+        True
+    """
+    prompts = docstrings.prompts(random.Random(f"docstrings {seed}"))
+    return draw(model, prompts, n, "docstring", {"n": n, "seed": seed}, prepend_bos)
+
+
+def arithmetic(
+    model: TransformerBridge,
+    n: int = 100,
+    seed: int = 0,
+    operator: str = "+",
+    prepend_bos: bool | None = None,
+) -> PromptPairs:
+    """Two-operand arithmetic with two worked examples: "... 12 + 7 =" → " 19".
+
+    Args:
+        model: the model that will run the prompts.
+        n: how many prompts.
+        seed: seeds the draw.
+        operator: ``+``, ``-`` or ``*``.
+        prepend_bos: whether a beginning-of-sequence token comes first; the model's default where
+            None.
+
+    Returns:
+        Pairs with the positions ``X3``, ``Y3``, ``last``; token replacement at ``X3+Y3``, by two
+        other operands, whose result is r' (Appendix C).
+
+    Raises:
+        PatchlibError: for an unknown operator, or where n is larger than the number of held-out
+            operand pairs.
+
+    Example:
+        >>> import patchlib as pl
+        >>> len(pl.tasks.arithmetic(pl.load_model(), n=3, operator="*"))
+        3
+    """
+    if operator not in sums.OPERATORS:
+        raise PatchlibError(
+            f"unknown operator {operator!r}: allowed are {', '.join(sums.OPERATORS)}"
+        )
+    prompts: Iterator[Prompt] = sums.prompts(random.Random(f"sums {seed}"), operator)
+    settings = {"n": n, "seed": seed, "operator": operator}
+    return draw(model, prompts, n, "arithmetic", settings, prepend_bos)
