@@ -1,0 +1,74 @@
+# Everything runs in .venv, which is built on first use. `make` alone lists the targets.
+
+PYTHON ?= python3
+PYTHON_MINIMUM := 3.11
+# Empty (`make CONSTRAINTS= test`) installs the newest releases that pyproject.toml allows.
+CONSTRAINTS ?= -c constraints.txt
+# More arguments for JupyterLab, for example `make lab LAB_ARGS="--no-browser --port=9000"`.
+LAB_ARGS ?=
+
+BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS)
+# Written last, so that an install that broke off does not count.
+INSTALLED := .venv/.installed
+START := notebooks/00_start_here.ipynb
+
+.DEFAULT_GOAL := help
+.PHONY: help lab test run test-browser notebooks lint clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+# The root is the repository and not notebooks/, so that JupyterLab sees jupytext.toml.
+# Jupyter refuses to start as root unless told to.
+lab: $(INSTALLED)  ## Install what is missing and open the notebooks in JupyterLab
+	@$(BIN)/jupyter lab --ip=127.0.0.1 --ServerApp.root_dir="$(CURDIR)" \
+	  --LabApp.default_url=/lab/tree/$(START) \
+	  $$(test "$$(id -u)" -ne 0 || echo --allow-root) $(LAB_ARGS)
+
+test: lint  ## Lint, then run the tests, the doctests and the notebooks
+	$(BIN)/pytest tests -m "not browser and not results"
+	$(BIN)/pytest --doctest-modules patchlib
+	$(BIN)/pytest --nbval notebooks --nbval-current-env \
+	  --nbval-sanitize-with tests/nbval_sanitize.cfg
+	$(BIN)/pytest tests -m results
+
+# The texts go first: executing makes each .ipynb newer than its text, and the newer half wins.
+run: notebooks  ## Execute all notebooks
+	$(BIN)/python -m patchlib.notebooks
+
+test-browser: $(INSTALLED)  ## Run the tests in Chromium (needs chromium and chromedriver)
+	$(BIN)/pytest tests -m browser
+
+notebooks: $(INSTALLED)  ## Bring each .ipynb in line with its .py text, keeping the outputs
+	$(BIN)/jupytext --sync notebooks/*.py
+
+lint: $(INSTALLED)  ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## Remove caches (keeps .venv and _build)
+	rm -rf .pytest_cache .hypothesis .mypy_cache .ruff_cache *.egg-info
+	find patchlib tests notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) \
+	  -prune -exec rm -rf {} +
+
+# PyTorch comes first and alone: it is by far the largest, and a slow download can then be
+# repeated without the rest. A .venv without a working pip is left over from a broken start.
+$(INSTALLED): pyproject.toml constraints.txt
+	@found=$$($(PYTHON) -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null) \
+	  || found="not found"; \
+	if ! $(PYTHON) -c 'import sys; \
+	sys.exit(sys.version_info < tuple(map(int, "$(PYTHON_MINIMUM)".split("."))))' 2>/dev/null; then \
+	  echo "patchlib needs Python $(PYTHON_MINIMUM) or newer, but $(PYTHON) is $$found." \
+	    "Name another one like this: make PYTHON=python3.12 lab" >&2; \
+	  exit 1; \
+	fi
+	@rm -f $@
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 \
+	  || { echo "Creating .venv"; $(PYTHON) -m venv --clear .venv; }
+	@echo "Installing PyTorch (this takes a few minutes)"
+	@$(PIP_INSTALL) torch
+	@echo "Installing patchlib and the rest"
+	@$(PIP_INSTALL) -e '.[dev]'
+	@touch $@
