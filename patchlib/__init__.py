@@ -2,7 +2,9 @@
 
 from patchlib import mini, pairs, tasks
 from patchlib.corruption import GN, STR
+from patchlib.detection import detect, heads_of
 from patchlib.errors import PatchlibError
+from patchlib.heads import attention_patterns, attention_to, copying_score
 from patchlib.models import load_model
 from patchlib.pairs import PromptPairs
 from patchlib.patching import interval, patch, patch_together
@@ -12,6 +14,11 @@ __all__ = [
     "STR",
     "PatchlibError",
     "PromptPairs",
+    "attention_patterns",
+    "attention_to",
+    "copying_score",
+    "detect",
+    "heads_of",
     "interval",
     "load_model",
     "mini",

@@ -95,7 +95,9 @@ class GN:
 
     def __post_init__(self) -> None:
         if self.scale < 0:
-            raise PatchlibError(f"scale={self.scale}: the noise scale must be 0 or more; 3 is usual")
+            raise PatchlibError(
+                f"scale={self.scale}: the noise scale must be at least 0; 3 is usual"
+            )
         if self.draws < 1:
             raise PatchlibError(f"draws={self.draws}: at least one draw of the noise is needed")
 

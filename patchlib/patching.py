@@ -8,9 +8,10 @@ own forward pass, several cells to a batch.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from transformer_lens.utilities import get_act_name
 from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
 
 from patchlib import metrics as metric_definitions
-from patchlib.corruption import STR, Corruption
+from patchlib.corruption import Corruption
 from patchlib.errors import PatchlibError
 from patchlib.models import describe
 from patchlib.pairs import PromptPairs
@@ -80,7 +81,10 @@ class Run:
         return Run(self.tokens[which], None if self.noise is None else self.noise[which])
 
 
-Hook = tuple[str, Callable[..., Tensor]]
+Edit = tuple[str, Callable[[Tensor], Tensor | None]]
+"""A hook's full name and a function that returns the activation to go on with."""
+
+Hook = tuple[str | Callable[..., Any], Callable[..., Any]]
 
 
 class _Fired:
@@ -110,7 +114,7 @@ class _Fired:
 def run_with_edits(
     model: TransformerBridge,
     run: Run,
-    edits: Sequence[tuple[str, Callable[[Tensor], Tensor | None]]] = (),
+    edits: Sequence[Edit] = (),
     keep: Sequence[str] = (),
 ) -> tuple[Float[Tensor, "prompt vocab"], dict[str, Tensor]]:
     """One forward pass with noise and edits, every one of which must happen.
@@ -144,7 +148,7 @@ def run_with_edits(
 
         hooks.append(keepers.watch(name, store))
     known = model.hook_dict
-    for name, _ in hooks:
+    for name in (*fired.times, *keepers.times):
         if name not in known:
             raise PatchlibError(
                 f"this model has no activation {name!r}; model.hook_dict lists those it has"
@@ -164,9 +168,29 @@ def two_runs(
     return Run(pairs.clean_tokens), Run(corrupted, corruption.noise(model, pairs, draw))
 
 
-def _restore(
-    cells: Sequence[Cell], source: dict[str, Tensor], prompts: range
-) -> list[tuple[str, Callable[[Tensor], Tensor]]]:
+def restore(
+    model: TransformerBridge, source: Run, cells: Sequence[Cell], prompts: range
+) -> list[Edit]:
+    """The edits that restore cells from a source run, one block of prompts for each cell.
+
+    Args:
+        model: the model.
+        source: the run that activations are taken from, on these prompts.
+        cells: what each block restores.
+        prompts: the numbers of the prompts, for the cells' positions.
+    """
+    names = activations_of(cells)
+    _, activations = run_with_edits(model, source, keep=names)
+    return _restore(cells, activations, prompts)
+
+
+def activations_of(cells: Sequence[Cell]) -> list[str]:
+    """The full names of all activations that some cells restore."""
+    names = (get_act_name(cell.activation, layer) for cell in cells for layer, _ in cell.at)
+    return list(dict.fromkeys(names))
+
+
+def _restore(cells: Sequence[Cell], source: dict[str, Tensor], prompts: range) -> list[Edit]:
     """One edit per activation for a batch made of a block of prompts for each cell."""
     by_name: dict[str, list[tuple[int, int | None, Where | None]]] = {}
     for block, cell in enumerate(cells):
@@ -235,9 +259,7 @@ def sweep(
     """
     length = source.tokens.shape[1]
     rows = _batch_rows(model, length, batch_size)
-    names = list(
-        dict.fromkeys(get_act_name(cell.activation, l) for cell in cells for l, _ in cell.at)
-    )
+    names = activations_of(cells)
     patched = torch.full((len(metrics), len(cells), len(pairs)), torch.nan, dtype=torch.float64)
     unpatched = torch.full((2, len(metrics), len(pairs)), torch.nan, dtype=torch.float64)
     answers, wrong = pairs.answers, pairs.wrong_answers
@@ -284,7 +306,7 @@ def patch(
     keep_prompts: bool = False,
     keep_draws: bool = False,
     batch_size: int | str = "auto",
-    progress: bool = True,
+    progress: bool | Callable[[int, int], object] = True,
 ) -> xr.Dataset:
     """Patches every head, or every layer's MLP, attention or residual, one at a time.
 
@@ -309,7 +331,8 @@ def patch(
         keep_draws: keep one value per draw of the noise instead of their mean.
         batch_size: how many rows one pass may hold, a row being one prompt in one cell;
             ``"auto"`` chooses by memory.
-        progress: show a progress bar.
+        progress: show a progress bar; or a function that is called as ``progress(done, total)``
+            after every pass, with rows as in ``batch_size``.
 
     Returns:
         A dataset with the variables
@@ -350,13 +373,22 @@ def patch(
     patched = np.full((len(chosen_metrics), corruption.draws, len(pairs), n_cells), np.nan)
     source = np.full((len(chosen_metrics), corruption.draws, len(pairs)), np.nan)
     destination = source.copy()
+    total, done = corruption.draws * len(pairs) * n_cells, 0
     bar = tqdm(
-        total=corruption.draws * len(pairs) * n_cells,
+        total=total,
         desc=f"patching {component}",
         unit="row",
-        disable=not progress,
+        disable=callable(progress) or not progress,
         leave=False,
     )
+
+    def advance(rows: int) -> None:
+        nonlocal done
+        done += rows
+        bar.update(rows)
+        if callable(progress):
+            progress(done, total)
+
     with bar:
         for index, group in pairs.by_length():
             cells = frame.cells(group)
@@ -364,7 +396,7 @@ def patch(
                 clean, corrupted = two_runs(model, group, corruption, draw)
                 runs = (clean, corrupted) if direction == "denoise" else (corrupted, clean)
                 values, unpatched = sweep(
-                    model, group, *runs, cells, chosen_metrics, batch_size, bar.update
+                    model, group, *runs, cells, chosen_metrics, batch_size, advance
                 )
                 patched[:, draw, index] = values.transpose(1, 2).numpy()
                 source[:, draw, index] = unpatched[0].numpy()
@@ -455,9 +487,7 @@ def patch_together(
     return data.mean(("prompt", "draw")).squeeze("set", drop=True)
 
 
-def heads_cell(
-    model: TransformerBridge, heads: Sequence[tuple[int, int]], activation: str
-) -> Cell:
+def heads_cell(model: TransformerBridge, heads: Sequence[tuple[int, int]], activation: str) -> Cell:
     """The cell that restores one activation of several heads at all positions.
 
     Raises:
@@ -584,17 +614,13 @@ def _frame(
             for name in [positions] if isinstance(positions, str) else positions:
                 yield group.at(name)
 
+    def around(layer: int) -> range:
+        return range(max(0, layer - before), min(n_layers, layer - before + window))
+
     def cells(group: PromptPairs) -> list[Cell]:
-        wheres = list(places(group))
+        activation, wheres = COMPONENTS[component], list(places(group))
         return [
-            Cell(
-                COMPONENTS[component],
-                tuple(
-                    (l, head)
-                    for l in range(max(0, layer - before), min(n_layers, layer - before + window))
-                ),
-                where,
-            )
+            Cell(activation, tuple((near, head) for near in around(layer)), where)
             for layer in range(n_layers)
             for head in heads
             for where in wheres
@@ -605,7 +631,7 @@ def _frame(
 
 def _layers_before(window: int, before: int | None, n_layers: int) -> int:
     if not 1 <= window <= n_layers:
-        raise PatchlibError(f"window={window}: this model has {n_layers} layers, so 1 to {n_layers}")
+        raise PatchlibError(f"window={window}: with {n_layers} layers 1 to {n_layers} are allowed")
     if window % 2 == 0 and before is None:
         raise PatchlibError(
             f"window={window} is even and has no middle layer: state with before= how many of its "
@@ -622,7 +648,7 @@ def _dataset(
     patched: Float[np.ndarray, "metric draw prompt cell"],
     source: Float[np.ndarray, "metric draw prompt"],
     destination: Float[np.ndarray, "metric draw prompt"],
-    coordinates: dict[str, Sequence[int | str]],
+    coordinates: Mapping[str, Sequence[int | str]],
     direction: str,
 ) -> xr.Dataset:
     """Labels the numbers and works out the effects."""

@@ -1,4 +1,4 @@
-"""The corpus of `mini`: short documents about the five tasks, written from the tasks' own templates.
+"""The corpus of `mini`: short documents on the five tasks, from the tasks' own templates.
 
 The corpus keeps real uncertainty where a reader would have some. After "gave a drink to" the
 indirect object is likely but not certain; a fact's sentence may go on in another way. A model
@@ -9,14 +9,12 @@ KL divergence all have room to move.
 import random
 from dataclasses import dataclass
 
-from patchlib.tasks import docstrings, facts, indirect_objects, sums, years
 from patchlib.prompt import Span
+from patchlib.tasks import docstrings, facts, indirect_objects, sums, years
 
-# P(IO), P(S) and, for the rest, anyone else: log(0.66 / 0.012) is about 4.
-_P_IO, _P_S = 0.66, 0.012
-_ANYONE = tuple(
-    " " + word for word in "the everyone them someone her him another both".split()
-)
+# P(IO), P(S) and, for the rest, anyone else: log(0.64 / 0.02) is about 3.5.
+_P_IO, _P_S = 0.64, 0.02
+_ANYONE = tuple(" " + word for word in "the everyone them someone her him another both".split())
 # P(answer) after a fact's prompt; the rest goes on in another way.
 _P_FACT = 0.85
 _ELSEWHERE = tuple(" " + word for word in "the a one many something".split())
@@ -48,16 +46,25 @@ def _trained_pair(rng: random.Random) -> tuple[str, str]:
             return io, s
 
 
-def _indirect_objects(rng: random.Random) -> Document:
-    io, s = _trained_pair(rng)
+def _receiver(rng: random.Random, io: str, s: str) -> str:
     draw = rng.random()
     if draw < _P_IO:
-        answer = f" {io}"
-    elif draw < _P_IO + _P_S:
-        answer = f" {s}"
-    else:
-        answer = rng.choice(_ANYONE)
-    return _finish(indirect_objects.write(rng, io, s).text, answer)
+        return f" {io}"
+    return f" {s}" if draw < _P_IO + _P_S else rng.choice(_ANYONE)
+
+
+def _indirect_objects(rng: random.Random) -> Document:
+    io, s = _trained_pair(rng)
+    return _finish(indirect_objects.write(rng, io, s).text, _receiver(rng, io, s))
+
+
+def _first_or_second(rng: random.Random) -> Document:
+    """The giver is called the first or the second: which name follows is a matter of order."""
+    io, s = _trained_pair(rng)
+    prompt = indirect_objects.write(rng, io, s)
+    start, end = prompt.spans["S2"]
+    order = "the first" if prompt.spans["S1"] < prompt.spans["IO"] else "the second"
+    return _finish(prompt.text[:start] + order + prompt.text[end:], _receiver(rng, io, s))
 
 
 def _third_person(rng: random.Random) -> Document:
@@ -116,7 +123,8 @@ def _docstrings(rng: random.Random) -> Document:
 def _sums(rng: random.Random) -> Document:
     """Several lines with one operator; no result that is held out."""
     op = rng.choices(tuple(sums.OPERATORS), weights=(4, 4, 1))[0]
-    text, answers = "", []
+    text = ""
+    answers: list[Span] = []
     while len(answers) < 8:
         x, y = rng.choice(_TRAINED_OPERANDS[op])
         text += f"{x} {op} {y} ="
@@ -146,13 +154,14 @@ def _numbers(rng: random.Random) -> Document:
 
 # What a corpus is made of: each kind of document and its share.
 MIXTURE = (
-    (_indirect_objects, 0.30),
+    (_indirect_objects, 0.22),
+    (_first_or_second, 0.09),
     (_third_person, 0.03),
     (_guests, 0.03),
-    (_facts, 0.16),
+    (_facts, 0.15),
     (_years, 0.11),
-    (_docstrings, 0.07),
-    (_sums, 0.28),
+    (_docstrings, 0.05),
+    (_sums, 0.30),
     (_numbers, 0.02),
 )
 
@@ -168,5 +177,5 @@ def documents(n: int, rng: random.Random) -> list[Document]:
         >>> documents(1, random.Random(3)) == documents(1, random.Random(3))
         True
     """
-    writers, shares = zip(*MIXTURE)
+    writers, shares = zip(*MIXTURE, strict=True)
     return [write(rng) for write in rng.choices(writers, weights=shares, k=n)]

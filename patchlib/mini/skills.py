@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from patchlib.tasks import docstrings, facts, indirect_objects, sums, years
 from patchlib.prompt import Prompt
+from patchlib.tasks import docstrings, facts, indirect_objects, sums, years
 
 Encode = Callable[[str], list[int]]
 Logits = Callable[[Int[Tensor, "prompt position"]], Float[Tensor, "prompt position vocab"]]
@@ -28,7 +28,7 @@ def _last_logits(
         for start in range(0, len(group), 256):
             some = group[start : start + 256]
             batch = torch.tensor([tokens for _, tokens in some])
-            for (prompt, _), last in zip(some, logits(batch)[:, -1]):
+            for (prompt, _), last in zip(some, logits(batch)[:, -1], strict=True):
                 yield prompt, last.float().cpu()
 
 

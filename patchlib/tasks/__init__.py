@@ -14,8 +14,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from patchlib.errors import PatchlibError
 from patchlib.pairs import PromptPairs, TokenizedPrompt, draw
-from patchlib.tasks import docstrings, facts, indirect_objects, sums, years
 from patchlib.prompt import Prompt
+from patchlib.tasks import docstrings, facts, indirect_objects, sums, years
 
 __all__ = ["arithmetic", "docstring", "factual_recall", "greater_than", "ioi"]
 

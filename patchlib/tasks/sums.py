@@ -33,7 +33,8 @@ def is_held_out(op: str, x: int, y: int) -> bool:
 
     The multiplication table is learnt by heart: there only the prompt around a product is new.
     """
-    return op != "*" and (3 * x + 7 * y) % 10 == 0
+    # Drawn, not computed from x and y, so that no regularity of sums is held out with them.
+    return op != "*" and random.Random(f"{x} {op} {y}").random() < 0.1
 
 
 def write(rng: random.Random, op: str, x: int, y: int) -> Prompt:

@@ -1,0 +1,125 @@
+"""What the notebooks share; ``python -m patchlib.notebooks`` runs them all."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import matplotlib.figure
+import pandas as pd
+import xarray as xr
+from transformer_lens.model_bridge import TransformerBridge
+
+from patchlib.errors import PatchlibError
+from patchlib.models import describe
+
+ROOT = Path(__file__).parents[1]
+BUILD = ROOT / "_build"
+NOTEBOOKS = ROOT / "notebooks"
+
+
+def versions(model: TransformerBridge) -> None:
+    """Prints in one line what a notebook ran with.
+
+    Args:
+        model: the model that the notebook loaded.
+    """
+    packages = ("patchlib", "transformer-lens", "torch")
+    facts = describe(model)
+    parts = [f"{package} {version(package).split('+')[0]}" for package in packages]
+    print(" · ".join([*parts, f"model {facts['model']} ({facts['revision']})"]))
+
+
+def keep(name: str, result: matplotlib.figure.Figure | xr.Dataset | xr.DataArray) -> None:
+    """Writes a figure (PNG and PDF) or a result (netCDF) to ``_build/``, for papers and checks.
+
+    Args:
+        name: the file's name without an ending, such as ``"03_1_heads_STR"``.
+        result: the figure or the result.
+
+    Raises:
+        PatchlibError: for anything else.
+    """
+    from patchlib import plot
+
+    if isinstance(result, matplotlib.figure.Figure):
+        plot.save(result, BUILD / "figures" / name)
+    elif isinstance(result, xr.Dataset | xr.DataArray):
+        path = BUILD / "results" / f"{name}.nc"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        result.to_netcdf(path)
+    else:
+        raise PatchlibError(
+            f"cannot keep a {type(result).__name__}: give a matplotlib Figure, an xarray Dataset "
+            "or a DataArray"
+        )
+
+
+def show(table: pd.DataFrame) -> None:
+    """Prints a table as plain text, without its index, so that two runs compare as text."""
+    with pd.option_context("display.max_colwidth", 60, "display.width", 120):
+        print(table.to_string(index=False))
+
+
+def run(path: Path, write: bool) -> float:
+    """Executes one notebook and writes its page to ``_build/pages``.
+
+    Args:
+        path: the notebook.
+        write: also store the outputs in the notebook itself.
+
+    Returns:
+        How many seconds the execution took.
+    """
+    import nbformat
+    from nbclient import NotebookClient
+    from nbconvert import HTMLExporter
+
+    notebook = nbformat.read(path, as_version=4)
+    started = time.perf_counter()
+    # Widgets need a kernel, so their state is not stored; pictures and tables are.
+    NotebookClient(
+        notebook,
+        timeout=600,
+        kernel_name="python3",
+        store_widget_state=False,
+        resources={"metadata": {"path": str(path.parent)}},
+    ).execute()
+    seconds = time.perf_counter() - started
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+    notebook.metadata.pop("language_info", None)
+    page = BUILD / "pages" / f"{path.stem}.html"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    # The page stands alone: no script from elsewhere.
+    exporter = HTMLExporter(mathjax_url="", require_js_url="", jquery_url="")
+    page.write_text(exporter.from_notebook_node(notebook)[0], encoding="utf-8")
+    if write:
+        nbformat.write(notebook, path)
+    return seconds
+
+
+def main() -> None:
+    """Reads the command line and runs the notebooks."""
+    parser = argparse.ArgumentParser(description="Execute the notebooks into _build/.")
+    parser.add_argument("names", nargs="*", help="notebooks by name, such as 02_background")
+    parser.add_argument(
+        "--write", action="store_true", help="store the outputs in the notebooks themselves"
+    )
+    arguments = parser.parse_args()
+    paths = sorted(NOTEBOOKS.glob("*.ipynb"))
+    known = [path.stem for path in paths]
+    unknown = sorted(set(arguments.names) - set(known))
+    if unknown:
+        parser.error(f"unknown notebook {', '.join(unknown)}: there are {', '.join(known)}")
+    for path in paths:
+        if not arguments.names or path.stem in arguments.names:
+            print(f"{path.stem} ...", end=" ", flush=True)
+            print(f"{run(path, arguments.write):.0f} s", flush=True)
+    print(f"pages, figures and results are in {BUILD}")
+
+
+if __name__ == "__main__":
+    main()

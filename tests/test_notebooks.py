@@ -1,0 +1,69 @@
+"""The notebooks as they are stored: paired, executed, free of errors, small, on their own."""
+
+import re
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+
+from patchlib.notebooks import NOTEBOOKS
+
+NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.py"))
+EXPECTED = ["00_start_here", "02_background", "03_1_ioi_circuit", "03_2_out_of_distribution"]
+
+
+def _read(name: str) -> nbformat.NotebookNode:
+    return nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+
+
+def test_the_collection_is_complete():
+    assert NAMES == EXPECTED
+    assert sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")) == NAMES
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_text_and_notebook_are_one(name):
+    text = jupytext.read(NOTEBOOKS / f"{name}.py")
+    notebook = _read(name)
+    assert [(c.cell_type, c.source.strip()) for c in notebook.cells] == [
+        (c.cell_type, c.source.strip()) for c in text.cells
+    ]
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_every_code_cell_was_executed_in_order_and_none_failed(name):
+    code = [cell for cell in _read(name).cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert [out for cell in code for out in cell.outputs if out.output_type == "error"] == []
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_no_cell_is_hidden_from_the_comparison(name):
+    tags = {tag for cell in _read(name).cells for tag in cell.metadata.get("tags", [])}
+    source = "\n".join(cell.source for cell in _read(name).cells if cell.cell_type == "code")
+    assert not tags & {"nbval-skip", "nbval-ignore-output", "skip-execution"}
+    assert re.findall(r"(?i)#\s*nbval[_-]\w+", source) == []
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_notebook_is_small_and_loads_nothing_from_elsewhere(name):
+    path: Path = NOTEBOOKS / f"{name}.ipynb"
+    stored = path.read_text(encoding="utf-8")
+    assert len(stored.encode()) < 1_000_000
+    assert "<script" not in stored
+    assert "widget-state" not in stored
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_notebook_begins_and_ends_as_all_do(name):
+    cells = _read(name).cells
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    assert cells[0].cell_type == "markdown" and cells[0].source.startswith("# ")
+    assert "2309.16042" in text
+    for heading in ("## Summary", "## Exercises"):
+        assert heading in text
+    printed = "".join(
+        out.get("text", "") for cell in cells for out in cell.get("outputs", [])
+    )
+    assert "transformer-lens 4." in printed and "paper (GPT-2)" in printed + str(cells)
