@@ -1,0 +1,250 @@
+"""The paper's tables and numbers as data, to set a run beside them.
+
+``data/paper_results.json`` holds them. Each entry says where in the paper it stands, how it was
+read (text, table, or a figure by eye), for which model it holds and in which unit; metrics and
+corruptions have the names that `patchlib.patch` uses.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from patchlib.errors import PatchlibError
+
+RESULTS = Path(__file__).parents[1] / "data" / "paper_results.json"
+_SIGNS = ("positive", "negative")
+_NOT_MEASURED = "not measured"
+# What pl.load_model calls the models whose heads the paper lists; folders are known by their name.
+_MODELS = {"GPT-2 small": ("gpt2", "gpt2-small")}
+
+
+def load() -> dict[str, dict[str, Any]]:
+    """Reads all of the paper's results.
+
+    Returns:
+        For each id (``"table5"``, ``"section_3_2"``, ...) a dict with ``section``, ``source``,
+        ``model``, ``unit`` and ``values``.
+
+    Example:
+        >>> load()["section_3_2"]["values"]
+        {'STR': 1.04, 'GN': 0.49}
+    """
+    return json.loads(RESULTS.read_text(encoding="utf-8"))
+
+
+def value(id: str) -> Any:
+    """The values of one entry; `load` also gives their source, model and unit.
+
+    Args:
+        id: the entry, such as ``"table1"``, ``"figure3a"`` or ``"section_3_2"``.
+
+    Raises:
+        PatchlibError: for an id that does not exist.
+
+    Example:
+        >>> value("ioi_baselines")["clean"]
+        0.481
+    """
+    entries = load()
+    if id not in entries:
+        raise PatchlibError(f"no entry {id!r}: allowed are {', '.join(entries)}")
+    return entries[id]["values"]
+
+
+def class_counts(found: Mapping[str, pd.DataFrame], model: str) -> pd.DataFrame:
+    """Counts the detected heads of each class of the circuit, as Table 1 does.
+
+    A class counts its main heads alone, not the fuzzy ones. Negative Name Movers count where they
+    were detected as negative, all others where they were detected as positive.
+
+    Args:
+        found: results of `patchlib.detect` on heads, by the name of their corruption (``"STR"``,
+            ``"GN"``).
+        model: the model they come from, as in ``fx.attrs["model"]``. The classes are those that
+            Wang et al. found in GPT-2 small, and say nothing about another model's heads.
+
+    Returns:
+        One row for each corruption and metric that is in Table 1 and in ``found``, in the table's
+        order; a column for each class, with detected / class size, such as ``"3/4"``.
+
+    Raises:
+        PatchlibError: for another model than GPT-2 small, and for results over several draws or
+            positions.
+
+    Example:
+        >>> import pandas as pd
+        >>> found = pd.DataFrame({"metric": "kl", "sign": ["positive", "negative"],
+        ...                       "heads": [["9.9", "8.6"], ["10.7"]]})
+        >>> counts = class_counts({"STR": found}, model="gpt2")
+        >>> counts["Name Mover"].item(), counts["Negative Name Mover"].item()
+        ('1/3', '1/2')
+    """
+    if not _is_model("GPT-2 small", model):
+        raise PatchlibError(
+            f"model={model!r}: the head classes are those of GPT-2 small, and allowed are "
+            f"{', '.join(_MODELS['GPT-2 small'])}. What another model's heads do must be found "
+            "out anew, for example with pl.attention_to and pl.copying_score"
+        )
+    circuit = value("ioi_circuit")
+    rows = []
+    for row in value("table1"):
+        corruption, metric = row["corruption"], row["metric"]
+        heads = {sign: _heads(found, corruption, metric, sign) for sign in _SIGNS}
+        if None in heads.values():
+            continue
+        counts = {
+            name: f"{len(set(circuit[name]['main']) & set(heads[circuit[name]['sign']] or []))}"
+            f"/{len(circuit[name]['main'])}"
+            for name in row
+            if name in circuit
+        }
+        rows.append({"corruption": corruption, "metric": metric} | counts)
+    return pd.DataFrame(rows, columns=list(value("table1")[0]))
+
+
+def compare_heads(
+    found: Mapping[str, pd.DataFrame], model: str, table: str = "table5"
+) -> pd.DataFrame:
+    """Sets the detected heads beside those of one of the paper's tables.
+
+    Head numbers mean nothing across models, so agreement is counted only where the run's model is
+    the table's.
+
+    Args:
+        found: results of `patchlib.detect` on heads, by the name of their corruption (``"STR"``,
+            ``"GN"``).
+        model: the model they come from, as in ``fx.attrs["model"]``.
+        table: ``"table3"`` (greater-than), ``"table4"`` (IOI, corrupting S1 and IO) or
+            ``"table5"`` (IOI, corrupting S2), all of GPT-2 small.
+
+    Returns:
+        One row for each corruption, metric and sign of the table; the columns ``corruption``,
+        ``metric``, ``sign``, ``paper (GPT-2)`` and ``this run``, with heads in the order of their
+        layers, ``"none"`` where none was detected and ``"not measured"`` where the run has no such
+        corruption or metric. For the table's own model also the numbers of heads ``both``,
+        ``only paper`` and ``only this run``, missing where nothing was measured.
+
+    Raises:
+        PatchlibError: for a table that does not list heads of both signs, and for results over
+            several draws or positions.
+
+    Example:
+        >>> import pandas as pd
+        >>> found = pd.DataFrame({"metric": "prob", "sign": ["positive", "negative"],
+        ...                       "heads": [["3.1"], []]})
+        >>> compare_heads({"STR": found}, model="mini", table="table4").iloc[2].tolist()
+        ['STR', 'prob', 'positive', '9.9', '3.1']
+    """
+    entries = load()
+    tables = [id for id, entry in entries.items() if _lists_heads(entry["values"])]
+    if table not in tables:
+        raise PatchlibError(f"table={table!r}: allowed are {', '.join(tables)}")
+    count = _is_model(entries[table]["model"], model)
+    rows = []
+    for row in entries[table]["values"]:
+        for sign in _SIGNS:
+            paper, here = row[sign], _heads(found, row["corruption"], row["metric"], sign)
+            line = {
+                "corruption": row["corruption"],
+                "metric": row["metric"],
+                "sign": sign,
+                "paper (GPT-2)": _listed(paper),
+                "this run": _NOT_MEASURED if here is None else _listed(here),
+            }
+            if count:
+                line |= _agreement(paper, here)
+            rows.append(line)
+    frame = pd.DataFrame(rows)
+    counts = [name for name in _agreement([], None) if name in frame]
+    return frame.astype({name: "Int64" for name in counts})
+
+
+def table(rows: Iterable[tuple[str, Any, Any, str]], decimals: int = 2) -> pd.DataFrame:
+    """A table of the paper's numbers beside those of this run.
+
+    Numbers become text of a stated number of decimals, so that a run on another machine, which
+    differs in digits of no meaning, gives the same table. Whole numbers and text stay as they are.
+
+    Args:
+        rows: for each quantity its name with the unit, the paper's value, this run's value, and
+            the section. NaN and None stand for a value that there is not.
+        decimals: how many decimals numbers are rounded to.
+
+    Returns:
+        The columns ``quantity``, ``paper (GPT-2)``, ``this run`` and ``section``, all text.
+
+    Example:
+        >>> row = table([("P(IO), clean", 0.481, 0.5, "Appendix B")]).iloc[0]
+        >>> row["paper (GPT-2)"], row["this run"]
+        ('0.48', '0.50')
+    """
+    return pd.DataFrame(
+        [
+            {
+                "quantity": quantity,
+                "paper (GPT-2)": _text(paper, decimals, "not given"),
+                "this run": _text(here, decimals, _NOT_MEASURED),
+                "section": section,
+            }
+            for quantity, paper, here, section in rows
+        ],
+        columns=["quantity", "paper (GPT-2)", "this run", "section"],
+    )
+
+
+def _is_model(paper: str, model: str) -> bool:
+    return Path(model).name in _MODELS.get(paper, ())
+
+
+def _lists_heads(values: Any) -> bool:
+    return isinstance(values, list) and all(sign in values[0] for sign in _SIGNS)
+
+
+def _heads(
+    found: Mapping[str, pd.DataFrame], corruption: str, metric: str, sign: str
+) -> list[str] | None:
+    """The detected heads of one row, or None where the run did not measure it."""
+    if corruption not in found:
+        return None
+    frame = found[corruption]
+    rows = frame[(frame.metric == metric) & (frame.sign == sign)]
+    if len(rows) > 1:
+        raise PatchlibError(
+            f"{len(rows)} rows match {corruption}, {metric}, {sign}: allowed is one, so select one "
+            "draw or one position before pl.detect"
+        )
+    return list(rows.heads.iloc[0]) if len(rows) else None
+
+
+def _agreement(paper: list[str], here: list[str] | None) -> dict[str, int | None]:
+    if here is None:
+        return {"both": None, "only paper": None, "only this run": None}
+    both = len(set(paper) & set(here))
+    return {
+        "both": both,
+        "only paper": len(paper) - both,
+        "only this run": len(here) - both,
+    }
+
+
+def _listed(heads: list[str]) -> str:
+    # The order of effects, unlike that of layers, may differ between machines.
+    return ", ".join(sorted(heads, key=lambda head: [*map(int, head.split("."))])) or "none"
+
+
+def _text(value: Any, decimals: int, missing: str) -> str:
+    # Numbers of numpy, xarray and torch.
+    value = value.item() if hasattr(value, "item") else value
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return missing
+    if isinstance(value, str | Integral):
+        return str(value)
+    # "z" turns -0.00 into 0.00.
+    return f"{value:z.{decimals}f}"
