@@ -8,11 +8,13 @@ from pathlib import Path
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.sources import boot_tl_legacy
+from transformer_lens.model_bridge.sources.tl_legacy import TL_LEGACY_PREFIXES
 
 from patchlib.errors import PatchlibError
 
 MINI = Path(__file__).parents[1] / "data" / "models" / "mini"
-# The one model of the paper that TransformerLens knows by another name.
+# The one model of the paper that is not in Hugging Face format; TransformerLens converts it.
 _ALIASES = {"attn-only-4l": "NeelNanda/Attn_Only_4L512W_C4_Code"}
 _FILES = "config.json, model.safetensors, tokenizer.json"
 
@@ -52,9 +54,12 @@ def load_model(
             "save_pretrained writes them"
         )
     try:
-        model = TransformerBridge.boot_transformers(
-            source, device=device, dtype=dtype, revision=revision
-        )
+        if source.startswith(TL_LEGACY_PREFIXES):
+            model = boot_tl_legacy(source, device=device, dtype=dtype)
+        else:
+            model = TransformerBridge.boot_transformers(
+                source, device=device, dtype=dtype, revision=revision
+            )
     except (OSError, ConnectionError) as error:
         raise PatchlibError(
             f"the model {name!r} could not be loaded: its files ({_FILES}) are neither in the "
@@ -69,7 +74,8 @@ def load_model(
 
 
 def _commit(model: TransformerBridge, revision: str | None) -> str:
-    commit = getattr(model.original_model.config, "_commit_hash", None)
+    config = getattr(model.original_model, "config", None)
+    commit = getattr(config, "_commit_hash", None)
     return str(commit or revision or "unknown")
 
 
