@@ -10,6 +10,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources import boot_tl_legacy
 from transformer_lens.model_bridge.sources.tl_legacy import TL_LEGACY_PREFIXES
+from transformers.utils import logging as hf_logging
 
 from patchlib.errors import PatchlibError
 
@@ -53,6 +54,9 @@ def load_model(
             f"the folder {source} does not hold a model: it needs {_FILES} as Hugging Face's "
             "save_pretrained writes them"
         )
+    bars = hf_logging.is_progress_bar_enabled()
+    # The bar over weights already on disk says nothing and would stay in saved notebooks.
+    hf_logging.disable_progress_bar()
     try:
         if source.startswith(TL_LEGACY_PREFIXES):
             model = boot_tl_legacy(source, device=device, dtype=dtype)
@@ -67,6 +71,9 @@ def load_model(
             "give a local folder that holds them, or use pl.load_model('mini'), which needs no "
             "hub"
         ) from error
+    finally:
+        if bars:
+            hf_logging.enable_progress_bar()
     model.eval()
     model.cfg.model_name = name
     model.cfg.revision = _fingerprint(Path(source)) if is_folder else _commit(model, revision)

@@ -8,6 +8,7 @@ own forward pass, several cells to a batch.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -35,6 +36,9 @@ COMPONENTS = {"head": "z", "mlp": "mlp_out", "attn": "attn_out", "resid": "resid
 
 # Memory that one batch of the reference engine may take for its logits and activations.
 _BATCH_BYTES = 512 * 2**20
+
+# Hooks live on the model: a cell and a widget in another thread must take turns.
+_ONE_AT_A_TIME = threading.RLock()
 
 Where = list[tuple[int, ...]]
 
@@ -153,7 +157,7 @@ def run_with_edits(
             raise PatchlibError(
                 f"this model has no activation {name!r}; model.hook_dict lists those it has"
             )
-    with torch.no_grad():
+    with _ONE_AT_A_TIME, torch.no_grad():
         logits = model.run_with_hooks(run.tokens.to(model.cfg.device), fwd_hooks=hooks)
     fired.check()
     keepers.check()

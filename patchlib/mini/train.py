@@ -28,12 +28,12 @@ from patchlib.tasks import facts
 BEGIN = "<|endoftext|>"
 CONTEXT = 64
 RECIPE: dict[str, Any] = {
-    "steps": 4000,
+    "steps": 3000,
     "rows": 64,
     "peak_rate": 2e-3,
     "warm_up": 300,
     "weight_decay": 0.02,
-    "attention_dropout": 0.0,
+    "attention_dropout": 0.1,
     "weight_of_other_tokens": 0.2,
     "share_of_other_tokens": 0.25,
     "tokenizer_documents": 150_000,

@@ -1,0 +1,394 @@
+"""The explorer, driven as a page drives it: by setting the values of its controls."""
+
+import importlib
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from transformer_lens.model_bridge import TransformerBridge
+
+import patchlib as pl
+from patchlib.metrics import METRICS
+
+# `pl.explore` is the function; the module of that name is asked for by its full name.
+module = importlib.import_module("patchlib.explore")
+explore, Explorer = module.explore, module.Explorer
+ALL_METRICS = list(METRICS)
+
+
+class Calls:
+    """Counts and passes on the calls of a function of the module."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        self.count = 0
+        self.error: Exception | None = None
+        original = getattr(module, name)
+
+        def call(*args: object, **kwargs: object) -> object:
+            self.count += 1
+            if self.error is not None:
+                raise self.error
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, call)
+
+    def during(self, action: Callable[[], object]) -> int:
+        before = self.count
+        action()
+        return self.count - before
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    return Calls(monkeypatch, "patch")
+
+
+@pytest.fixture
+def explorer(tiny_gpt2: TransformerBridge, calls: Calls) -> Explorer:
+    explorer = explore(tiny_gpt2, pl.tasks.ioi(tiny_gpt2, n=6), show=False)
+    assert explorer.error == ""
+    return explorer
+
+
+def choose(explorer: Explorer, name: str, value: object) -> Callable[[], None]:
+    return lambda: setattr(explorer.controls[name], "value", value)
+
+
+def shown(explorer: Explorer) -> np.ndarray:
+    """The values in the picture, of a map or of a curve."""
+    axes = explorer.figure.axes[0]
+    if axes.images:
+        return np.ma.filled(axes.images[0].get_array(), np.nan)
+    (line,) = [line for line in axes.lines if len(line.get_xdata()) > 2]
+    return line.get_ydata()
+
+
+def test_it_starts_with_the_given_prompts_and_the_paper_s_choices(explorer: Explorer) -> None:
+    assert explorer.state == {
+        "task": "ioi",
+        "n": 6,
+        "corruption": "STR",
+        "site": "S2",
+        "scale": 3.0,
+        "draws": 1,
+        "component": "head",
+        "positions": "all",
+        "window": 1,
+        "direction": "denoise",
+        "metric": "logit_diff",
+        "head": explorer.controls["head"].options[0][1],
+        "prompt": 0,
+    }
+    assert repr(explorer) == (
+        "Explorer(ioi · 6 prompts · STR at S2 · head at all positions · denoise · logit_diff)"
+    )
+
+
+def test_another_metric_is_shown_without_computing(explorer: Explorer, calls: Calls) -> None:
+    for metric in reversed(METRICS):
+        assert calls.during(choose(explorer, "metric", metric)) == 0
+        assert np.array_equal(shown(explorer), explorer.fx.effect.sel(metric=metric))
+        assert set(explorer.found.metric) == {metric}
+        assert metric in explorer.figure.get_suptitle()
+
+
+@pytest.mark.parametrize(
+    ("settings", "by_hand"),
+    [
+        ({}, {"corruption": pl.STR("S2")}),
+        ({"direction": "noise", "site": "S1+IO"}, {"corruption": pl.STR("S1+IO")}),
+        ({"corruption": "GN"}, {"corruption": pl.GN("S2", scale=3.0)}),
+        (
+            {"corruption": "GN", "site": "last", "scale": 1.5, "draws": 2},
+            {"corruption": pl.GN("last", scale=1.5, draws=2)},
+        ),
+        ({"component": "mlp", "window": 3}, {"corruption": pl.STR("S2")}),
+        ({"component": "resid", "positions": "each"}, {"corruption": pl.STR("S2")}),
+        ({"component": "attn", "positions": "last"}, {"corruption": pl.STR("S2")}),
+        ({"n": 4}, {"corruption": pl.STR("S2")}),
+    ],
+)
+def test_the_picture_holds_what_patch_gives(
+    tiny_gpt2: TransformerBridge, explorer: Explorer, settings: dict, by_hand: dict
+) -> None:
+    for name, value in settings.items():
+        explorer.controls[name].value = value
+    assert explorer.error == ""
+    arguments = {
+        name: value
+        for name, value in settings.items()
+        if name in ("component", "positions", "window", "direction")
+    }
+    pairs = pl.tasks.ioi(tiny_gpt2, n=6)[: settings.get("n", 6)]
+    fx = pl.patch(tiny_gpt2, pairs, metrics=ALL_METRICS, progress=False, **by_hand, **arguments)
+    assert np.array_equal(shown(explorer), fx.effect.sel(metric="logit_diff"), equal_nan=True)
+    assert explorer.fx.attrs | {"task_settings": ""} == fx.attrs | {"task_settings": ""}
+    assert pd.DataFrame(explorer.found).equals(pl.detect(fx.sel(metric=["logit_diff"])))
+
+
+def test_going_back_computes_nothing(explorer: Explorer, calls: Calls) -> None:
+    steps = [
+        ("corruption", "GN", "STR"),
+        ("direction", "noise", "denoise"),
+        ("site", "ABC", "S2"),
+        ("n", 3, 6),
+        ("component", "mlp", "head"),
+    ]
+    for name, there, back in steps:
+        before = shown(explorer)
+        assert calls.during(choose(explorer, name, there)) == 1
+        assert not np.array_equal(before, shown(explorer))
+        assert calls.during(choose(explorer, name, back)) == 0
+        assert np.array_equal(before, shown(explorer))
+
+
+def test_more_noise_changes_the_numbers(explorer: Explorer, calls: Calls) -> None:
+    explorer.controls["corruption"].value = "GN"
+    before = shown(explorer)
+    assert calls.during(choose(explorer, "scale", 1.0)) == 1
+    assert not np.array_equal(before, shown(explorer))
+    assert "scale 1" in explorer.figure.get_suptitle()
+
+
+def test_a_task_brings_its_own_sites_in_one_refresh(
+    explorer: Explorer, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refreshes = []
+    refresh = explorer._refresh
+    monkeypatch.setattr(explorer, "_refresh", lambda: refreshes.append(refresh()))
+    explorer.controls["corruption"].value = "GN"
+    assert explorer.controls["site"].options == ("S2", "S1", "IO", "S1+IO", "last")
+    for task, replaced in {
+        "greater_than": ("YY",),
+        "docstring": ("C_def",),
+        "arithmetic": ("X3+Y3",),
+        "factual_recall": ("subject",),
+        "ioi": ("S2", "S1", "IO", "S1+IO", "ABC"),
+    }.items():
+        explorer.controls["corruption"].value = "GN"
+        refreshes.clear()
+        assert calls.during(choose(explorer, "task", task)) == (task != "ioi")
+        assert len(refreshes) == 1
+        assert (explorer.error, explorer.fx.attrs["task"]) == ("", task)
+        names = explorer.fx.attrs["site"].split("+")
+        assert {*names, "last"} <= set(explorer.controls["site"].options) | set(names)
+        explorer.controls["corruption"].value = "STR"
+        assert explorer.controls["site"].options == replaced
+    assert explorer.controls["site"].value == "S2"
+
+
+def test_controls_without_a_meaning_are_disabled(explorer: Explorer) -> None:
+    def disabled() -> set[str]:
+        return {name for name, control in explorer.controls.items() if control.disabled}
+
+    assert disabled() == {"window", "scale", "draws"}
+    explorer.controls["corruption"].value = "GN"
+    assert disabled() == {"window"}
+    explorer.controls["component"].value = "resid"
+    assert disabled() == set()
+    assert explorer.controls["window"].options == (1, 3)
+    assert explorer.controls["positions"].options == ("all", "each", "IO", "S1", "S2", "last")
+    explorer.controls["window"].value = 3
+    explorer.controls["positions"].value = "each"
+    explorer.controls["component"].value = "head"
+    assert disabled() == {"window"}
+    assert (explorer.state["window"], explorer.state["positions"]) == (1, "all")
+    explorer.controls["prompt"].value = 5
+    explorer.controls["n"].value = 2
+    assert explorer.state["prompt"] == 1
+
+
+def test_prompts_of_several_lengths_offer_no_single_positions(explorer: Explorer) -> None:
+    explorer.controls["component"].value = "resid"
+    explorer.controls["task"].value = "factual_recall"
+    lengths = {len(p.clean) for p in explorer._prompts(explorer.state).prompts}
+    assert ("each" in explorer.controls["positions"].options) == (len(lengths) == 1)
+    assert explorer.error == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (pl.PatchlibError("no such <site>"), "no such <site>"),
+        (RuntimeError("out of memory"), "RuntimeError: out of memory"),
+    ],
+)
+def test_an_error_is_shown_and_the_last_picture_stays(
+    explorer: Explorer, calls: Calls, error: Exception, message: str
+) -> None:
+    figure, caption, fx = explorer.figure, explorer.figure.get_suptitle(), explorer.fx
+    calls.error = error
+    explorer.controls["direction"].value = "noise"
+    assert explorer.error == message
+    assert message.replace("<", "&lt;").replace(">", "&gt;") in explorer._message.value
+    assert explorer.figure is figure and explorer.fx is fx
+    assert figure.get_suptitle() == caption
+    assert explorer.progress.layout.visibility == "hidden"
+    calls.error = None
+    explorer.controls["site"].value = "S1"
+    assert (explorer.error, explorer._message.value) == ("", "")
+    assert explorer.fx.attrs["direction"] == "noise"
+
+
+def test_a_first_error_is_told_in_place_of_a_picture(
+    tiny_gpt2: TransformerBridge, calls: Calls
+) -> None:
+    calls.error = pl.PatchlibError("refused")
+    explorer = explore(tiny_gpt2, pl.tasks.ioi(tiny_gpt2, n=2), show=False)
+    assert explorer.figure is None and explorer.fx is None
+    assert repr(explorer) == "Explorer(no picture: refused)"
+
+
+def test_too_many_prompts_of_another_task_are_refused_in_words(
+    explorer: Explorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(model: object, n: int) -> None:
+        raise pl.PatchlibError("ask for at most 4")
+
+    monkeypatch.setattr(pl.tasks, "arithmetic", refuse)
+    explorer.controls["task"].value = "arithmetic"
+    assert explorer.error == "ask for at most 4"
+    explorer.controls["task"].value = "ioi"
+    assert explorer.error == ""
+
+
+def test_the_progress_bar_reaches_its_end(explorer: Explorer, tiny_gpt2: TransformerBridge) -> None:
+    steps: list[float] = []
+    explorer.progress.observe(lambda change: steps.append(change.new), names="value")
+    explorer.controls["corruption"].value = "GN"
+    assert steps[-1] == explorer.progress.max == 6 * 3 * 4
+    assert explorer.progress.layout.visibility == "hidden"
+    seen: list[tuple[int, int]] = []
+    pairs = pl.tasks.ioi(tiny_gpt2, n=4)
+    pl.patch(
+        tiny_gpt2,
+        pairs,
+        corruption=pl.GN("S2", draws=2),
+        batch_size=4,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert seen == [(done, 96) for done in range(4, 97, 4)]
+
+
+def test_attention_is_that_of_the_chosen_head_and_prompt(
+    explorer: Explorer, tiny_gpt2: TransformerBridge, calls: Calls
+) -> None:
+    def choices() -> None:
+        explorer.controls["prompt"].value = 4
+        explorer.controls["head"].value = (2, 3)
+
+    assert calls.during(choices) == 0
+    pairs = pl.tasks.ioi(tiny_gpt2, n=6)[4:5]
+    panels = explorer.attention_figure.axes[:-1]
+    runs = {"clean": None, "STR at S2": pl.STR("S2"), "GN at S2": pl.GN("S2")}
+    for axes, (title, corruption) in zip(panels, runs.items(), strict=True):
+        assert axes.get_title() == title
+        pattern = pl.attention_patterns(tiny_gpt2, pairs, [(2, 3)], corruption)[0, 0].numpy()
+        image = np.ma.filled(axes.images[0].get_array(), 0)
+        assert np.allclose(np.nan_to_num(image), np.tril(pattern), atol=1e-6)
+    labels = [axes.get_yticklabels()[pairs.at("S2")[0][0]].get_text() for axes in panels]
+    assert labels[0] == labels[2] != labels[1]
+    # Noise needs named positions, and ABC is none.
+    explorer.controls["site"].value = "ABC"
+    titles = [axes.get_title() for axes in explorer.attention_figure.axes[:-1]]
+    assert titles == ["clean", "STR at ABC"]
+
+
+def test_attention_is_kept(explorer: Explorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    patterns = Calls(monkeypatch, "attention_patterns")
+    assert patterns.during(choose(explorer, "head", (0, 1))) == 0
+    assert patterns.during(choose(explorer, "prompt", 1)) == 3
+    assert patterns.during(choose(explorer, "prompt", 0)) == 0
+    assert patterns.during(choose(explorer, "metric", "kl")) == 0
+
+
+def test_detected_heads_come_first(explorer: Explorer) -> None:
+    for metric in METRICS:
+        explorer.controls["metric"].value = metric
+        options = explorer.controls["head"].options
+        detected = [name for heads in explorer.found.heads for name in heads]
+        assert [f"{layer}.{head}" for _, (layer, head) in options][: len(detected)] == detected
+        assert sum(label.endswith(")") for label, _ in options) == len(detected)
+        assert len(options) == len({head for _, head in options}) == 12
+
+
+def test_long_prompts_fit_a_page(explorer: Explorer) -> None:
+    explorer.controls["task"].value = "docstring"
+    figure = explorer.attention_figure
+    assert figure.get_figwidth() == 10
+    labels = [label for label in figure.axes[0].get_yticklabels() if label.get_visible()]
+    assert any(label.get_text().startswith("C_def") for label in labels)
+    assert all(label.get_fontweight() == "bold" for label in labels)
+
+
+def test_pictures_are_small(explorer: Explorer) -> None:
+    for task in ("ioi", "docstring"):
+        explorer.controls["task"].value = task
+        for figure in (explorer.figure, explorer.attention_figure):
+            assert len(module._png(figure)) < 150_000
+
+
+def test_changes_from_another_thread_wait_and_are_not_lost(
+    explorer: Explorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, go_on = threading.Event(), threading.Event()
+    attention = explorer._draw_attention
+
+    def slow(state: dict) -> None:
+        began.set()
+        go_on.wait(10)
+        attention(state)
+
+    monkeypatch.setattr(explorer, "_draw_attention", slow)
+    first = threading.Thread(target=choose(explorer, "corruption", "GN"))
+    first.start()
+    assert began.wait(10)
+    second = threading.Thread(target=choose(explorer, "direction", "noise"))
+    second.start()
+    while explorer.state["direction"] != "noise":
+        time.sleep(0.01)
+    go_on.set()
+    for thread in (first, second):
+        thread.join(30)
+        assert not thread.is_alive()
+    attrs = explorer.fx.attrs
+    assert (explorer.error, attrs["corruption"], attrs["direction"]) == ("", "GN", "noise")
+
+
+def test_a_cell_shows_controls_and_pictures_once_and_updates_them(
+    tiny_gpt2: TransformerBridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell = InteractiveShell.instance()
+    published: list[tuple[dict, dict]] = []
+
+    def publish(data: dict, metadata: object = None, **more: object) -> None:
+        published.append((data, more))
+
+    try:
+        monkeypatch.setattr(shell.display_pub, "publish", publish)
+        explorer = explore(tiny_gpt2, pl.tasks.ioi(tiny_gpt2, n=2))
+        explorer._ipython_display_()
+        kinds = ["application/vnd.jupyter.widget-view+json", "image/png", "image/png"]
+        assert [kind in data for (data, _), kind in zip(published, kinds, strict=True)] == [
+            True
+        ] * 3
+        texts = [data["text/plain"] for data, _ in published]
+        assert not any("0x" in text or "display_id" in text for text in texts)
+        first = published[1]
+        published.clear()
+        explorer.controls["metric"].value = "prob"
+        ((data, more),) = [entry for entry in published if "image/png" in entry[0]]
+        assert more["update"] and more["transient"] == first[1]["transient"]
+        assert data["image/png"] != first[0]["image/png"]
+        assert "prob" in data["text/plain"]
+        # A later cell shows it again.
+        shell.execution_count += 1
+        published.clear()
+        explorer._ipython_display_()
+        assert len(published) == 3
+    finally:
+        InteractiveShell.clear_instance()
