@@ -63,7 +63,5 @@ def test_a_notebook_begins_and_ends_as_all_do(name):
     assert "2309.16042" in text
     for heading in ("## Summary", "## Exercises"):
         assert heading in text
-    printed = "".join(
-        out.get("text", "") for cell in cells for out in cell.get("outputs", [])
-    )
+    printed = "".join(out.get("text", "") for cell in cells for out in cell.get("outputs", []))
     assert "transformer-lens 4." in printed and "paper (GPT-2)" in printed + str(cells)
