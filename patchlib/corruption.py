@@ -94,12 +94,12 @@ class GN:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.scale < 0:
+        if not self.scale >= 0:
             raise PatchlibError(
                 f"scale={self.scale}: the noise scale must be at least 0; 3 is usual"
             )
-        if self.draws < 1:
-            raise PatchlibError(f"draws={self.draws}: at least one draw of the noise is needed")
+        if not isinstance(self.draws, int) or self.draws < 1:
+            raise PatchlibError(f"draws={self.draws}: give a whole number, at least one draw")
 
     def sigma(self, model: TransformerBridge) -> float:
         """The noise's standard deviation: scale times that of the embedding matrix's entries."""

@@ -151,7 +151,9 @@ def copying_score(
     suppresses: list[float] = []
     with torch.no_grad():
         for layer, head in heads:
-            written = state @ model.W_V[layer, head] @ model.W_O[layer, head]
+            # Under grouped-query attention several heads share one value matrix.
+            value = head * model.W_V.shape[1] // model.cfg.n_heads
+            written = state @ model.W_V[layer, value] @ model.W_O[layer, head]
             for sign, shares in ((1, copies), (-1, suppresses)):
                 logits = model.unembed(model.ln_final(sign * written[:, None]))[:, 0]
                 highest = logits.topk(top, dim=-1).indices

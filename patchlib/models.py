@@ -48,12 +48,14 @@ def load_model(
     name = str(name or os.environ.get("PATCHLIB_MODEL") or "mini")
     source = str(MINI) if name == "mini" else _ALIASES.get(name, name)
     is_folder = Path(source).is_dir()
-    looks_like_folder = name == "mini" or Path(source).is_absolute() or source.startswith(".")
-    if looks_like_folder and not (Path(source) / "config.json").is_file():
-        raise PatchlibError(
-            f"the folder {source} does not hold a model: it needs {_FILES} as Hugging Face's "
-            "save_pretrained writes them"
-        )
+    looks_like_folder = is_folder or Path(source).is_absolute() or source.startswith(".")
+    if looks_like_folder:
+        missing = [file for file in ("config.json", "tokenizer.json") if not _has(source, file)]
+        if missing:
+            raise PatchlibError(
+                f"the folder {source} does not hold a model, {' and '.join(missing)} missing: it "
+                f"needs {_FILES} as Hugging Face's save_pretrained writes them"
+            )
     bars = hf_logging.is_progress_bar_enabled()
     # The bar over weights already on disk says nothing and would stay in saved notebooks.
     hf_logging.disable_progress_bar()
@@ -78,6 +80,10 @@ def load_model(
     model.cfg.model_name = name
     model.cfg.revision = _fingerprint(Path(source)) if is_folder else _commit(model, revision)
     return model
+
+
+def _has(folder: str, file: str) -> bool:
+    return (Path(folder) / file).is_file()
 
 
 def _commit(model: TransformerBridge, revision: str | None) -> str:

@@ -26,7 +26,7 @@ from transformer_lens.utilities import get_act_name
 from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
 
 from patchlib import metrics as metric_definitions
-from patchlib.corruption import Corruption
+from patchlib.corruption import GN, STR, Corruption
 from patchlib.errors import PatchlibError
 from patchlib.models import describe
 from patchlib.pairs import PromptPairs
@@ -225,12 +225,8 @@ def _restore(cells: Sequence[Cell], source: dict[str, Tensor], prompts: range) -
 
 
 def _batch_rows(model: TransformerBridge, length: int, batch_size: int | str) -> int:
-    if isinstance(batch_size, int) and batch_size > 0:
+    if isinstance(batch_size, int):
         return batch_size
-    if batch_size != "auto":
-        raise PatchlibError(
-            f"batch_size={batch_size!r}: give 'auto' or how many prompts one pass may hold"
-        )
     floats = 3 * model.cfg.d_vocab + 30 * model.cfg.d_model + 4 * model.cfg.n_heads * length
     return max(1, _BATCH_BYTES // (4 * length * floats))
 
@@ -367,7 +363,7 @@ def patch(
         >>> dict(fx.effect.sizes)
         {'metric': 3, 'layer': 8}
     """
-    _require_eval_mode(model)
+    _require_sense(model, pairs, corruption, batch_size)
     chosen_metrics = metric_definitions.choose(metrics)
     if direction not in ("denoise", "noise"):
         raise PatchlibError(f"direction={direction!r}: allowed are 'denoise' and 'noise'")
@@ -471,7 +467,7 @@ def patch_together(
         >>> tuple(fx.effect.dims)
         ('metric',)
     """
-    _require_eval_mode(model)
+    _require_sense(model, pairs, corruption, batch_size)
     cell = heads_cell(model, heads, activation)
     chosen_metrics = metric_definitions.choose(metrics)
     patched = np.full((len(chosen_metrics), corruption.draws, len(pairs), 1), np.nan)
@@ -546,6 +542,11 @@ def interval(
             "this result holds means over prompts: call pl.patch(..., keep_prompts=True) to keep "
             "one value per prompt"
         )
+    if not 0 < confidence < 1 or n_resamples < 1:
+        raise PatchlibError(
+            f"confidence={confidence}, n_resamples={n_resamples}: confidence must lie between 0 "
+            "and 1, and one resample or more is needed"
+        )
     effect = fx.effect.transpose(..., "prompt")
     low, high = bootstrap_ci(
         torch.from_numpy(effect.values.copy()),
@@ -560,7 +561,20 @@ def interval(
     )
 
 
-def _require_eval_mode(model: TransformerBridge) -> None:
+def _require_sense(
+    model: TransformerBridge, pairs: PromptPairs, corruption: Corruption, batch_size: int | str
+) -> None:
+    if not len(pairs):
+        raise PatchlibError("there are no prompts: give at least one")
+    if not isinstance(corruption, STR | GN):
+        raise PatchlibError(
+            f"corruption={corruption!r}: give pl.STR(site) or pl.GN(site), for example pl.STR('S2')"
+        )
+    is_number = isinstance(batch_size, int) and not isinstance(batch_size, bool)
+    if batch_size != "auto" and not (is_number and int(batch_size) > 0):
+        raise PatchlibError(
+            f"batch_size={batch_size!r}: give 'auto' or how many prompts one pass may hold"
+        )
     try:
         require_eval_mode(model, operation="activation patching")
     except ValueError as error:
@@ -586,6 +600,10 @@ def _frame(
 ) -> _Frame:
     if component not in COMPONENTS:
         raise PatchlibError(f"component={component!r}: allowed are {', '.join(COMPONENTS)}")
+    if not positions:
+        raise PatchlibError(
+            f"positions={positions!r}: give 'all', 'each', a named position or a list of names"
+        )
     n_layers = model.cfg.n_layers
     before = _layers_before(window, before, n_layers)
     if component == "head" and window != 1:
@@ -634,7 +652,7 @@ def _frame(
 
 
 def _layers_before(window: int, before: int | None, n_layers: int) -> int:
-    if not 1 <= window <= n_layers:
+    if not isinstance(window, int) or not 1 <= window <= n_layers:
         raise PatchlibError(f"window={window}: with {n_layers} layers 1 to {n_layers} are allowed")
     if window % 2 == 0 and before is None:
         raise PatchlibError(

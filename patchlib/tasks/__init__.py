@@ -85,7 +85,11 @@ def factual_recall(
         >>> len(pairs.at("last_subject")[0])
         1
     """
-    pairs = [p for p in facts.read(path or facts.PAIRED_FACTS) if p.phrasing == phrasing]
+    everything = facts.read(path or facts.PAIRED_FACTS)
+    known = sorted({pair.phrasing for pair in everything})
+    if phrasing not in known:
+        raise PatchlibError(f"phrasing={phrasing}: this file has the phrasings {known}")
+    pairs = [pair for pair in everything if pair.phrasing == phrasing]
     sides = [(pair, side) for pair in pairs for side in (0, 1)]
     rng = random.Random(f"facts {seed}")
     prompts = (pair.prompt(side) for pair, side in rng.sample(sides, len(sides)))

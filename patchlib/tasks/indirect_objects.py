@@ -57,7 +57,7 @@ _ABBA = {"first": "IO", "second": "S1"}
 
 
 def is_held_out(name: str, other: str) -> bool:
-    """True for the name pairs, about one in eight, that `mini` never saw together."""
+    """True for the name pairs, one in eight, that `mini` never saw as giver and receiver."""
     return (NAMES.index(name) + NAMES.index(other)) % 8 == 0
 
 

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from functools import cache
 
 from patchlib.errors import PatchlibError
 from patchlib.prompt import Prompt, fill
@@ -28,6 +29,7 @@ def operands(op: str) -> list[tuple[int, int]]:
     return [(x, y) for x in numbers for y in numbers if op != "-" or x > y]
 
 
+@cache
 def is_held_out(op: str, x: int, y: int) -> bool:
     """True for the sums and differences, one in ten, that `mini` never saw.
 

@@ -1,0 +1,145 @@
+"""Models that all tests share, and the promise that no test needs a network."""
+
+import os
+
+# Read when transformers is imported, so it comes first.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import ipaddress
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPTJConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PreTrainedConfig,
+)
+
+import patchlib as pl
+
+# The same examples in every run, however slow the machine; no folder of examples is left behind.
+# Explaining a failure would run and print a model over and over.
+hypothesis.settings.register_profile(
+    "patchlib",
+    max_examples=5,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[phase for phase in hypothesis.Phase if phase is not hypothesis.Phase.explain],
+)
+hypothesis.settings.load_profile("patchlib")
+
+LAYERS, HEADS, WIDTH, CONTEXT = 3, 4, 32, 64
+FAMILIES: dict[str, Callable[..., PreTrainedConfig]] = {
+    "gpt2": lambda **common: GPT2Config(
+        n_layer=LAYERS, n_head=HEADS, n_embd=WIDTH, n_positions=CONTEXT, **common
+    ),
+    "gpt_neox": lambda **common: GPTNeoXConfig(
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        hidden_size=WIDTH,
+        intermediate_size=4 * WIDTH,
+        max_position_embeddings=CONTEXT,
+        **common,
+    ),
+    "gptj": lambda **common: GPTJConfig(
+        n_layer=LAYERS, n_head=HEADS, n_embd=WIDTH, n_positions=CONTEXT, rotary_dim=4, **common
+    ),
+    # Grouped-query attention: two heads share the keys and values of one.
+    "llama": lambda **common: LlamaConfig(
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS // 2,
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        max_position_embeddings=CONTEXT,
+        **common,
+    ),
+}
+
+
+def is_local(address: object) -> bool:
+    """True for Unix sockets and for addresses of this machine."""
+    if not isinstance(address, tuple):
+        return True
+    if address[0] == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(address[0]).is_loopback
+    except ValueError:
+        return False
+
+
+@pytest.fixture(scope="session", autouse=True)
+def only_local_connections() -> Iterator[None]:
+    """Fails every test that connects to another machine."""
+    connect, connect_ex = socket.socket.connect, socket.socket.connect_ex
+
+    def refuse(address: object) -> None:
+        if not is_local(address):
+            raise RuntimeError(f"a test connected to {address}: tests need no network")
+
+    def guarded_connect(self: socket.socket, address: object) -> None:
+        refuse(address)
+        connect(self, address)
+
+    def guarded_connect_ex(self: socket.socket, address: object) -> int:
+        refuse(address)
+        return connect_ex(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", guarded_connect)
+        patch.setattr(socket.socket, "connect_ex", guarded_connect_ex)
+        yield
+
+
+@pytest.fixture(scope="session")
+def mini() -> TransformerBridge:
+    """The model that ships with the project."""
+    return pl.load_model("mini")
+
+
+@pytest.fixture(scope="session")
+def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Saves a small model of a family, with random weights and mini's tokenizer, once."""
+    tokenizer = AutoTokenizer.from_pretrained(pl.models.MINI)
+    folders: dict[str, Path] = {}
+
+    def folder(family: str) -> Path:
+        if family not in folders:
+            # The wide spread of the weights makes heads differ far more than rounding does.
+            configuration = FAMILIES[family](
+                vocab_size=len(tokenizer),
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                initializer_range=0.3,
+            )
+            torch.manual_seed(list(FAMILIES).index(family))
+            path = tmp_path_factory.mktemp(family)
+            AutoModelForCausalLM.from_config(configuration).save_pretrained(path)
+            tokenizer.save_pretrained(path)
+            folders[family] = path
+        return folders[family]
+
+    return folder
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def tiny(request: pytest.FixtureRequest, tiny_folders: Callable[[str], Path]) -> TransformerBridge:
+    """A small model with random weights, of each family that the paper's models belong to."""
+    return pl.load_model(tiny_folders(request.param))
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(tiny_folders: Callable[[str], Path]) -> TransformerBridge:
+    """A small GPT-2 with random weights."""
+    return pl.load_model(tiny_folders("gpt2"))

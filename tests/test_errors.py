@@ -1,0 +1,341 @@
+"""What is refused, and that each refusal says what was given, what is allowed and the way out."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+import patchlib as pl
+from patchlib import patching
+from patchlib.pairs import PromptPairs
+from patchlib.prompt import Prompt
+from patchlib.tasks import facts, indirect_objects, sums, years
+
+STR = pl.STR("S2")
+
+
+def refusal(function: Callable[..., object], *arguments: object, **settings: object) -> str:
+    with pytest.raises(pl.PatchlibError) as caught:
+        function(*arguments, **settings)
+    return str(caught.value)
+
+
+def assert_names(message: str, *words: str) -> None:
+    assert [word for word in words if word not in message] == []
+
+
+@pytest.fixture(scope="module")
+def pairs(tiny_gpt2: TransformerBridge) -> PromptPairs:
+    return pl.tasks.ioi(tiny_gpt2, n=2)
+
+
+@pytest.fixture(scope="module")
+def of_two_lengths(pairs: PromptPairs) -> PromptPairs:
+    """The second prompt lost its first token."""
+    first, second = pairs.prompts
+    shorter = dataclasses.replace(
+        second, clean=second.clean[1:], corrupted={"S2": second.corrupted["S2"][1:]}
+    )
+    return dataclasses.replace(pairs, prompts=(first, shorter))
+
+
+def test_refusals_are_value_errors():
+    """So that code which knows nothing of this package can catch them."""
+    assert issubclass(pl.PatchlibError, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"component": "neuron"}, ["component='neuron'", "head", "mlp", "attn", "resid"]),
+        ({"direction": "both"}, ["direction='both'", "'denoise'", "'noise'"]),
+        ({"metrics": ["logits"]}, ["'logits'", "logit_diff", "prob", "kl", "rank", "accuracy"]),
+        ({"metrics": []}, ["none given", "logit_diff"]),
+        ({"batch_size": 0}, ["batch_size=0", "'auto'"]),
+        ({"batch_size": -3}, ["batch_size=-3", "'auto'"]),
+        ({"batch_size": "big"}, ["batch_size='big'", "'auto'"]),
+        ({"positions": "S3"}, ["'S3'", "IO", "S1", "S2", "last"]),
+        ({"positions": ["S2", "S3"]}, ["'S3'", "IO", "S1", "S2", "last"]),
+        ({"positions": "S2+there"}, ["'there'", "IO", "'+'"]),
+        ({"corruption": pl.STR("last")}, ["ioi", "'last'", "S2", "S1+IO", "ABC"]),
+        ({"corruption": pl.GN("verb")}, ["'verb'", "IO", "S1", "S2", "last"]),
+    ],
+)
+def test_settings_of_patch(tiny_gpt2, pairs, settings, words):
+    """What is unknown is named beside what is known."""
+    settings = {"corruption": STR, "progress": False} | settings
+    assert_names(refusal(pl.patch, tiny_gpt2, pairs, **settings), *words)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"window": 0}, ["window=0", "3 layers", "1 to 3"]),
+        ({"window": 4, "before": 2}, ["window=4", "3 layers", "1 to 3"]),
+        ({"window": 2}, ["window=2", "even", "before=", "before=1", "ROME"]),
+        ({"window": 3, "before": 3}, ["before=3", "window of 3", "0 to 2"]),
+        ({"window": 3, "before": -1}, ["before=-1", "window of 3", "0 to 2"]),
+        ({"component": "head", "window": 3}, ["window=3", "'head'", "window=1", "'mlp'"]),
+    ],
+)
+def test_windows(tiny_gpt2, pairs, settings, words):
+    """A window is 1 to all layers, with its middle stated where it has none."""
+    settings = {"component": "mlp", "corruption": STR, "progress": False} | settings
+    assert_names(refusal(pl.patch, tiny_gpt2, pairs, **settings), *words)
+
+
+def test_a_model_in_training_mode(tiny_gpt2, pairs):
+    """Dropout would make every number random."""
+    tiny_gpt2.train()
+    try:
+        for message in (
+            refusal(pl.patch, tiny_gpt2, pairs, corruption=STR, progress=False),
+            refusal(pl.patch_together, tiny_gpt2, pairs, [(0, 0)], corruption=STR),
+        ):
+            assert_names(message, "activation patching", "evaluation mode", "model.eval()")
+    finally:
+        tiny_gpt2.eval()
+    fx = pl.patch(tiny_gpt2, pairs, "mlp", corruption=STR, progress=False)
+    assert fx.effect.notnull().all()
+
+
+def test_an_activation_that_the_model_lacks(tiny_gpt2, pairs, monkeypatch):
+    """A misspelt activation must not count as a patch without effect."""
+    monkeypatch.setitem(patching.COMPONENTS, "mlp", "mlp_output")
+    message = refusal(pl.patch, tiny_gpt2, pairs, "mlp", corruption=STR, progress=False)
+    assert_names(message, "no activation", "mlp_output", "model.hook_dict")
+
+
+def test_a_hook_that_never_fires(tiny_gpt2, pairs, monkeypatch):
+    """A hook may exist at a place that no pass goes through."""
+    name = "blocks.0.hook_mlp_out"
+    known = tiny_gpt2.hook_dict | {"blocks.0.nowhere": tiny_gpt2.hook_dict[name]}
+    monkeypatch.setattr(type(tiny_gpt2), "hook_dict", property(lambda self: known))
+    run_with_hooks = tiny_gpt2.run_with_hooks
+
+    def without_them(tokens, fwd_hooks):
+        return run_with_hooks(tokens, fwd_hooks=[h for h in fwd_hooks if "nowhere" not in h[0]])
+
+    monkeypatch.setattr(tiny_gpt2, "run_with_hooks", without_them)
+    run = patching.Run(pairs.clean_tokens)
+    edits = [("blocks.0.nowhere", lambda activation: activation)]
+    message = refusal(patching.run_with_edits, tiny_gpt2, run, edits)
+    assert_names(message, "fire once", "'blocks.0.nowhere': 0", "model.hook_dict")
+    message = refusal(patching.run_with_edits, tiny_gpt2, run, keep=["blocks.0.nowhere"])
+    assert_names(message, "fire once", "'blocks.0.nowhere': 0", "model.hook_dict")
+    logits, kept = patching.run_with_edits(tiny_gpt2, run, keep=[name])
+    assert logits.shape == (2, pairs.vocabulary)
+    assert kept[name].shape == (*pairs.clean_tokens.shape, 32)
+
+
+def test_prompts_of_unequal_length(tiny_gpt2):
+    """A corrupted prompt needs as many tokens as its clean one."""
+    prompt = Prompt("The war lasted", {}, (" from",), (" to",), {"noun": "The long war lasted"})
+    message = refusal(pl.pairs.from_prompts, tiny_gpt2, [prompt], task="mine")
+    words = ("'The war lasted'", "4 tokens", "'The long war lasted'", "'noun'", "5", "same number")
+    assert_names(message, *words, "equal token length")
+
+
+def test_pairs_of_unequal_length(tiny_gpt2, pairs):
+    """The same, for pairs that were made by hand."""
+    first = pairs.prompts[0]
+    longer = dataclasses.replace(first, corrupted={"S2": (*first.clean, 1)})
+    broken = dataclasses.replace(pairs, prompts=(longer,))
+    message = refusal(pl.patch, tiny_gpt2, broken, corruption=STR, progress=False)
+    assert_names(message, "15 tokens", "'S2'", "16", "same number", "equal token length")
+
+
+def test_an_answer_of_several_tokens(tiny_gpt2):
+    """Only a single token has a logit."""
+    prompt = Prompt("The war lasted", {}, (" from the year",), (" to",))
+    message = refusal(pl.pairs.from_prompts, tiny_gpt2, [prompt], task="mine")
+    assert_names(message, "' from the year'", "3 tokens", "exactly one", "choose another answer")
+
+
+def test_one_token_in_two_positions(tiny_gpt2):
+    """Two names of one token could not be told apart."""
+    prompt = Prompt("The war lasted", {"a": (4, 6), "b": (6, 7)}, (" from",), (" to",))
+    message = refusal(pl.pairs.from_prompts, tiny_gpt2, [prompt], task="mine")
+    assert_names(message, "one token", "both a and b", "choose other words")
+
+
+def test_no_prompts(tiny_gpt2):
+    """An empty list is a mistake."""
+    message = refusal(pl.pairs.from_prompts, tiny_gpt2, [], task="mine")
+    assert_names(message, "no prompts", "at least one")
+
+
+@pytest.mark.parametrize("name", ["A", "S2+A"])
+def test_unknown_positions(pairs, name):
+    """Both ways to ask for a position."""
+    assert_names(refusal(pairs.at, name), "'A'", "IO, S1, S2, last", "'S1+IO'")
+    assert_names(refusal(pairs.positions.__getitem__, "A"), "'A'", "IO, S1, S2, last", "'S1+IO'")
+
+
+def test_unknown_sites(pairs):
+    """The replacements that the task has are listed."""
+    message = refusal(pairs.corrupted_tokens, "YY")
+    assert_names(message, "ioi", "'YY'", "S2, S1, IO, S1+IO, ABC")
+
+
+def test_tokens_of_several_lengths(of_two_lengths):
+    """One tensor holds prompts of one length."""
+    message = refusal(lambda: of_two_lengths.clean_tokens)
+    assert_names(message, "14, 15 tokens", "one length", "pairs.by_length()")
+    assert_names(refusal(STR.tokens, of_two_lengths), "14, 15 tokens", "pairs.by_length()")
+
+
+def test_each_position_of_several_lengths(tiny_gpt2, of_two_lengths):
+    """The fifth token of one prompt is not the fifth of another."""
+    settings = {"corruption": STR, "positions": "each", "progress": False}
+    message = refusal(pl.patch, tiny_gpt2, of_two_lengths, "mlp", **settings)
+    assert_names(message, "positions='each'", "[14, 15]", "pairs.by_length()", "named positions")
+
+
+def test_a_replacement_that_changes_nothing(tiny_gpt2, pairs):
+    """Its effects would all be 0 over 0."""
+    first = pairs.prompts[0]
+    same = dataclasses.replace(first, corrupted={"S2": first.clean})
+    broken = dataclasses.replace(pairs, prompts=(same,))
+    message = refusal(pl.patch, tiny_gpt2, broken, corruption=STR, progress=False)
+    assert_names(message, "'S2'", "changes nothing", first.text, "must differ")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"scale": -1.0}, ["scale=-1.0", "at least 0", "3 is usual"]),
+        ({"draws": 0}, ["draws=0", "at least one"]),
+        ({"draws": -2}, ["draws=-2", "at least one"]),
+    ],
+)
+def test_noise(settings, words):
+    """Refused where it is written, not where it is used."""
+    assert_names(refusal(pl.GN, "S2", **settings), *words)
+
+
+def held_out_operands(operator: str) -> int:
+    """Of products none is held out, only the prompt around them."""
+    pairs = sums.operands(operator)
+    return sum(operator == "*" or sums.is_held_out(operator, *pair) for pair in pairs)
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "count"),
+    [
+        ("ioi", {}, lambda: len(indirect_objects.held_out_pairs())),
+        ("arithmetic", {"operator": "+"}, lambda: held_out_operands("+")),
+        ("arithmetic", {"operator": "-"}, lambda: held_out_operands("-")),
+        ("arithmetic", {"operator": "*"}, lambda: 9 * 9),
+        ("factual_recall", {}, lambda: 2 * sum(p.phrasing == 0 for p in facts.read())),
+        (
+            "greater_than",
+            {},
+            lambda: sum(
+                years.is_held_out("war", century, year)
+                for century in years.CENTURIES
+                for year in years.YEARS
+            ),
+        ),
+    ],
+)
+def test_more_prompts_than_there_are(tiny_gpt2, monkeypatch, task, settings, count):
+    """The refusal says how many there are."""
+    # One noun instead of dozens: a prompt about years has a hundred answers to look up.
+    monkeypatch.setattr(years, "NOUNS", ("war",))
+    message = refusal(getattr(pl.tasks, task), tiny_gpt2, n=10**6, **settings)
+    assert_names(message, "n=1000000", task, f"{count()} are there", f"at most {count()}")
+
+
+@pytest.mark.parametrize("task", pl.tasks.__all__)
+@pytest.mark.parametrize("n", [0, -5])
+def test_fewer_prompts_than_one(tiny_gpt2, task, n):
+    """Nothing can be measured on no prompts."""
+    message = refusal(getattr(pl.tasks, task), tiny_gpt2, n=n)
+    assert_names(message, f"n={n}", "at least 1")
+
+
+def test_an_unknown_operator(tiny_gpt2):
+    """There is no division."""
+    message = refusal(pl.tasks.arithmetic, tiny_gpt2, operator="/")
+    assert_names(message, "'/'", "+, -, *")
+
+
+def test_prompts_that_do_not_fit_the_tokenizer(tiny_gpt2):
+    """The first reason is given, with how often it came up."""
+    bad = Prompt("The war lasted", {}, (" from the year",), (" to",))
+    good = Prompt("The war lasted", {}, (" from",), (" to",))
+    message = refusal(pl.pairs.draw, tiny_gpt2, [bad, good, bad], 2, "mine", {})
+    assert_names(message, "n=2", "1 are there", "2 do not fit", "' from the year'", "at most 1")
+    assert pl.pairs.draw(tiny_gpt2, [bad, good], 1, "mine", {}).settings == {"refused": 1}
+
+
+@pytest.mark.parametrize("name", ["{}/missing", "./missing"])
+def test_a_folder_that_is_not_there(tmp_path: Path, name):
+    """What a folder has to hold is said."""
+    message = refusal(pl.load_model, name.format(tmp_path))
+    words = ("missing", "config.json", "model.safetensors", "tokenizer.json", "save_pretrained")
+    assert_names(message, *words)
+
+
+def test_a_folder_that_holds_no_model(tmp_path: Path, monkeypatch):
+    """An empty folder is refused by its full name, and by its bare name from beside it."""
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name in (tmp_path / "empty", "./empty", "empty"):
+        message = refusal(pl.load_model, name)
+        assert_names(message, "empty", "config.json", "model.safetensors", "tokenizer.json")
+
+
+def test_a_model_that_cannot_be_downloaded(tmp_path: Path):
+    """Without files and without a hub: which files, from where, and which model needs neither."""
+    program = "import patchlib as pl\ntry: pl.load_model('gpt2')\nexcept Exception as error:\n"
+    program += "  print(type(error).__name__, error)"
+    # A fresh process, since the folder of downloads is settled on import.
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0
+    assert_names(done.stdout, "PatchlibError", "'gpt2'", "config.json", "model.safetensors")
+    assert_names(done.stdout, "tokenizer.json", "local cache", "hub", "load_model('mini')")
+    assert "Traceback" not in done.stderr
+
+
+def test_an_interval_without_prompts(tiny_gpt2, pairs):
+    """The mean over prompts cannot be resampled."""
+    fx = pl.patch(tiny_gpt2, pairs, "mlp", corruption=STR, progress=False)
+    assert_names(refusal(pl.interval, fx), "means over prompts", "keep_prompts=True")
+
+
+@pytest.mark.parametrize(
+    ("heads", "activation", "words"),
+    [
+        ([], "z", ["no heads", "at least one", "(layer, head)"]),
+        ([(0, 0), (3, 1)], "z", ["head 3.1", "layers 0 to 2", "heads 0 to 3"]),
+        ([(0, 4)], "z", ["head 0.4", "layers 0 to 2", "heads 0 to 3"]),
+        ([(-1, 0)], "z", ["head -1.0", "layers 0 to 2"]),
+        ([(0, 0)], "result", ["'result'", "'z', 'q', 'k' and 'v'"]),
+    ],
+)
+def test_heads_that_do_not_exist(tiny_gpt2, pairs, heads, activation, words):
+    """Negative numbers do not count from the end."""
+    settings = {"corruption": STR, "activation": activation}
+    assert_names(refusal(pl.patch_together, tiny_gpt2, pairs, heads, **settings), *words)
+
+
+def test_heads_that_share_keys_and_values(tiny_folders, pairs):
+    """With grouped-query attention there are fewer keys and values than heads."""
+    llama = pl.load_model(tiny_folders("llama"))
+    message = refusal(pl.patch_together, llama, pairs, [(0, 3)], corruption=STR, activation="v")
+    assert_names(message, "head 0.3", "v has", "heads 0 to 1")
+    fx = pl.patch_together(llama, pairs, [(0, 3)], corruption=STR, activation="q")
+    assert torch.isfinite(torch.tensor(fx.patched.values)).all()
