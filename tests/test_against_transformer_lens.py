@@ -15,6 +15,8 @@ import patchlib as pl
 from patchlib.pairs import PromptPairs
 
 METRICS = ["logit_diff", "prob"]
+# A tiny model spreads its probability over thousands of tokens: only a share of it means much.
+TOLERANCE = {"logit_diff": {"atol": 1e-4, "rtol": 0}, "prob": {"atol": 1e-8, "rtol": 1e-3}}
 BY_POSITION = {
     "mlp": patching.get_act_patch_mlp_out,
     "attn": patching.get_act_patch_attn_out,
@@ -71,9 +73,9 @@ def test_heads(model: TransformerBridge):
     fx = pl.patch(model, pairs, "head", corruption=pl.STR("S2"), metrics=METRICS, progress=False)
     theirs = by_transformer_lens(model, pairs, patching.get_act_patch_attn_head_out_all_pos)
     for name in METRICS:
-        np.testing.assert_allclose(fx.patched.sel(metric=name), theirs[name], atol=1e-4, rtol=0)
+        np.testing.assert_allclose(fx.patched.sel(metric=name), theirs[name], **TOLERANCE[name])
         # All cells alike would compare equal for the wrong reason.
-        assert theirs[name].std() > 1e-6
+        assert theirs[name].std() > 1e-3 * abs(theirs[name].mean())
 
 
 @pytest.mark.parametrize("component", BY_POSITION)
@@ -84,8 +86,8 @@ def test_layers_by_position(model: TransformerBridge, component: str):
     fx = pl.patch(model, pairs, component, positions="each", **settings)
     theirs = by_transformer_lens(model, pairs, BY_POSITION[component])
     for name in METRICS:
-        np.testing.assert_allclose(fx.patched.sel(metric=name), theirs[name], atol=1e-4, rtol=0)
-        assert theirs[name].std() > 1e-6
+        np.testing.assert_allclose(fx.patched.sel(metric=name), theirs[name], **TOLERANCE[name])
+        assert theirs[name].std() > 1e-3 * abs(theirs[name].mean())
 
 
 @pytest.mark.parametrize("activation", ["z", "q", "k", "v"])
@@ -105,7 +107,7 @@ def test_one_head_by_patch_together(tiny: TransformerBridge, activation: str):
         )
         for name in METRICS:
             ours = fx.patched.sel(metric=name)
-            np.testing.assert_allclose(ours, theirs[name][1, head], atol=1e-4, rtol=0)
+            np.testing.assert_allclose(ours, theirs[name][1, head], **TOLERANCE[name])
 
 
 def test_interval(tiny_gpt2: TransformerBridge):
