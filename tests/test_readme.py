@@ -1,0 +1,33 @@
+"""The README's quick start runs as it is written."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import xarray as xr
+from matplotlib.figure import Figure
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def test_quick_start():
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "fx" in block]
+    names: dict = {}
+    results = []
+    for statement in re.split(r"\n(?=\S)", code.strip()):
+        if re.match(r"\w+ = |import ", statement):
+            exec(statement, names)
+        else:
+            results.append(eval(statement.split("  #")[0], names))
+    effect, found, figure, explorer = results
+    fx = names["fx"]
+    assert isinstance(fx, xr.Dataset) and isinstance(found, pd.DataFrame)
+    assert float(effect) == float(fx.effect.sel(metric="logit_diff")[2, 3])
+    assert isinstance(figure, Figure)
+    assert explorer.error == "" and len(explorer.fx.metric) >= 3
+
+
+def test_every_notebook_is_listed():
+    listed = re.findall(r"^\| `(\d\d\w+)` \|", README, re.M)
+    folder = Path(__file__).parents[1] / "notebooks"
+    assert listed == sorted(path.stem for path in folder.glob("*.py"))
