@@ -301,8 +301,10 @@ def draw_runs(runs, title):
         axes.text(value, height, f"{run}\n{value:.2f}", **text)
     ends = {"xy": (runs["patched"], 0), "xytext": (runs["corrupted"], 0)}
     axes.annotate("", **ends, arrowprops={"arrowstyle": "-|>", "color": "black", "shrinkB": 4})
-    axes.set(xlabel="LD = Logit(Mary) − Logit(John)", ylim=(-1, 1.1), yticks=[])
+    axes.set(ylim=(-1, 1.1), yticks=[])
+    axes.set_xlabel("LD = Logit(Mary) − Logit(John)", fontsize=8)
     axes.set_title(title, fontsize=9, loc="left")
+    axes.tick_params(labelsize=7)
     axes.margins(x=0.1)
     axes.spines[["top", "left", "right"]].set_visible(False)
     plt.close(figure)
@@ -531,9 +533,10 @@ display(Markdown("\n".join(lines)))
 # 1. **Change the metric** from `logit_diff` to `prob`. Are the same heads framed? (Nothing is
 #    computed anew: all metrics come from one pass.)
 # 2. **Change the component** to `resid` and the **positions** to `each`. The map then shows layer by
-#    position: follow the answer from S2 to the last token.
-# 3. **Choose a framed head** in the list and look at its attention from the last token, in the clean
-#    and in the corrupted run. Which of IO, S1 and S2 does it look at?
+#    position: in which layers does it matter what stands at S2, and from which layer on what stands
+#    at the last token?
+# 3. **Choose a framed head** in the list and look at where it attends from S2 and from the last token,
+#    in the clean and in the corrupted run: to IO, S1, S2 or elsewhere?
 #
 # Without a running kernel (on a web page, or on GitHub) you see the first pictures only.
 

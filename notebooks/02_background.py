@@ -177,7 +177,7 @@ assert all(((vector - tokens).norm(dim=-1) >= nearest - 1e-3).all() for vector i
 # there. [03_2_out_of_distribution](03_2_out_of_distribution.ipynb) looks for the
 # consequences.
 #
-# Now run both corruptions. The model is called once; for GN, a hook on the embedding adds the noise.
+# Now run both corruptions. STR needs nothing but other tokens; for GN, a hook on the embedding adds the noise.
 
 
 # %%
@@ -668,7 +668,7 @@ def probability_difference(pairs):
 
 
 tasks = {"IOI": pairs, "factual recall": facts, "greater-than": years, "docstring": docstrings}
-tasks |= {f"arithmetic, {operator}": prompts for operator, prompts in sums.items()}
+tasks |= {f"arithmetic {operator}": prompts for operator, prompts in sums.items()}
 skills = {name: skill(prompts) for name, prompts in tasks.items()}
 difference = probability_difference(years)
 assert -1 <= difference <= 1

@@ -221,7 +221,8 @@ said = {
     "weak copying": "**No head meets the whole rule.** The best that copy at least a tenth of the names "
     f"are {text(movers)}; the table shows what each of them lacks. {not_movers}",
     "no copying": f"**No head meets the whole rule.** {count(movers)} the conditions on effect and "
-    f"attention, but no head copies even a tenth of the names: {text(movers)}. {not_movers}",
+    f"attention ({text(movers)}), but no head that reads the names and has a positive effect copies even "
+    f"a tenth of them. {not_movers}",
     "best ranked": "**No head meets the rule, not even without copying.** The best by effect × "
     f"attention are {text(movers)}. {not_movers}",
 }
@@ -700,6 +701,11 @@ with plt.rc_context({"font.size": 8, "pdf.fonttype": 42}):
     axes.legend(frameon=False, loc="upper left")
 plt.close(figure)
 pl.notebooks.keep("03_2_reading_s2", figure)
+names_of_heads = {"head_name": [text([head]) for head in heads]}
+pl.notebooks.keep(
+    "03_2_reading_s2",
+    xr.Dataset({run: ("head_name", value) for run, value in reading.items()}, names_of_heads),
+)
 figure
 
 # %%

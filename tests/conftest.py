@@ -26,6 +26,9 @@ from transformers import (
 
 import patchlib as pl
 
+# The models are tiny: one thread is as fast as several, and does not stall on a busy machine.
+torch.set_num_threads(1)
+
 # The same examples in every run, however slow the machine; no folder of examples is left behind.
 # Explaining a failure would run and print a model over and over.
 hypothesis.settings.register_profile(
