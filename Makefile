@@ -35,7 +35,7 @@ test: lint  ## Lint, then run the tests, the doctests and the notebooks
 
 # The texts go first: executing makes each .ipynb newer than its text, and the newer half wins.
 run: notebooks  ## Execute all notebooks
-	$(BIN)/python -m patchlib.notebooks
+	$(BIN)/python -m patchlib
 
 test-browser: $(INSTALLED)  ## Run the tests in Chromium (needs chromium and chromedriver)
 	$(BIN)/pytest tests -m browser

@@ -1,4 +1,4 @@
-"""What the notebooks share; ``python -m patchlib.notebooks`` runs them all."""
+"""What the notebooks share; ``python -m patchlib`` runs them all."""
 
 from __future__ import annotations
 
@@ -85,6 +85,9 @@ def run(path: Path, write: bool) -> float:
         timeout=600,
         kernel_name="python3",
         store_widget_state=False,
+        coalesce_streams=True,
+        # Kernels on this machine talk to nobody else; their warning about it would hide progress.
+        extra_arguments=["--IPKernelApp.log_level=40"],
         resources={"metadata": {"path": str(path.parent)}},
     ).execute()
     seconds = time.perf_counter() - started
@@ -103,7 +106,9 @@ def run(path: Path, write: bool) -> float:
 
 def main() -> None:
     """Reads the command line and runs the notebooks."""
-    parser = argparse.ArgumentParser(description="Execute the notebooks into _build/.")
+    parser = argparse.ArgumentParser(
+        prog="python -m patchlib", description="Execute the notebooks into _build/."
+    )
     parser.add_argument("names", nargs="*", help="notebooks by name, such as 02_background")
     parser.add_argument(
         "--write", action="store_true", help="store the outputs in the notebooks themselves"
@@ -119,7 +124,3 @@ def main() -> None:
             print(f"{path.stem} ...", end=" ", flush=True)
             print(f"{run(path, arguments.write):.0f} s", flush=True)
     print(f"pages, figures and results are in {BUILD}")
-
-
-if __name__ == "__main__":
-    main()

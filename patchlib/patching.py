@@ -34,8 +34,8 @@ from patchlib.pairs import PromptPairs
 COMPONENTS = {"head": "z", "mlp": "mlp_out", "attn": "attn_out", "resid": "resid_pre"}
 """What can be patched, and TransformerLens' name for its activation."""
 
-# Memory that one batch of the reference engine may take for its logits and activations.
-_BATCH_BYTES = 512 * 2**20
+# Memory that one batch may take for its logits and activations; larger ones are slower on a CPU.
+_BATCH_BYTES = 128 * 2**20
 
 # Hooks live on the model: a cell and a widget in another thread must take turns.
 _ONE_AT_A_TIME = threading.RLock()
