@@ -370,9 +370,6 @@ def patch(
     frame = _frame(model, pairs, component, window, before, positions)
     shape = tuple(map(len, frame.coordinates.values()))
     n_cells = int(np.prod(shape))
-    patched = np.full((len(chosen_metrics), corruption.draws, len(pairs), n_cells), np.nan)
-    source = np.full((len(chosen_metrics), corruption.draws, len(pairs)), np.nan)
-    destination = source.copy()
     total, done = corruption.draws * len(pairs) * n_cells, 0
     bar = tqdm(
         total=total,
@@ -390,19 +387,9 @@ def patch(
             progress(done, total)
 
     with bar:
-        for index, group in pairs.by_length():
-            cells = frame.cells(group)
-            for draw in range(corruption.draws):
-                clean, corrupted = two_runs(model, group, corruption, draw)
-                runs = (clean, corrupted) if direction == "denoise" else (corrupted, clean)
-                values, unpatched = sweep(
-                    model, group, *runs, cells, chosen_metrics, batch_size, advance
-                )
-                patched[:, draw, index] = values.transpose(1, 2).numpy()
-                source[:, draw, index] = unpatched[0].numpy()
-                destination[:, draw, index] = unpatched[1].numpy()
-
-    data = _dataset(chosen_metrics, patched, source, destination, frame.coordinates, direction)
+        data = _measure(
+            model, pairs, corruption, frame, chosen_metrics, direction, batch_size, advance
+        )
     if not keep_prompts:
         data = data.mean("prompt", skipna=True)
     if not keep_draws:
@@ -470,20 +457,8 @@ def patch_together(
     _require_sense(model, pairs, corruption, batch_size)
     cell = heads_cell(model, heads, activation)
     chosen_metrics = metric_definitions.choose(metrics)
-    patched = np.full((len(chosen_metrics), corruption.draws, len(pairs), 1), np.nan)
-    source = np.full(patched.shape[:3], np.nan)
-    destination = source.copy()
-    for index, group in pairs.by_length():
-        for draw in range(corruption.draws):
-            clean, corrupted = two_runs(model, group, corruption, draw)
-            values, unpatched = sweep(
-                model, group, clean, corrupted, [cell], chosen_metrics, batch_size
-            )
-            patched[:, draw, index] = values.transpose(1, 2).numpy()
-            source[:, draw, index] = unpatched[0].numpy()
-            destination[:, draw, index] = unpatched[1].numpy()
-    coordinates = {"set": ["all"]}
-    data = _dataset(chosen_metrics, patched, source, destination, coordinates, "denoise")
+    frame = _Frame({"set": ["all"]}, 0, lambda group: [cell])
+    data = _measure(model, pairs, corruption, frame, chosen_metrics, "denoise", batch_size)
     return data.mean(("prompt", "draw")).squeeze("set", drop=True)
 
 
@@ -585,7 +560,7 @@ def _require_sense(
 class _Frame:
     """The cells of a sweep: their coordinates, and how to make them for prompts of one length."""
 
-    coordinates: dict[str, Sequence[int | str]]
+    coordinates: Mapping[str, Sequence[int | str]]
     before: int
     cells: Callable[[PromptPairs], list[Cell]]
 
@@ -663,6 +638,33 @@ def _layers_before(window: int, before: int | None, n_layers: int) -> int:
     if not 0 <= before < window:
         raise PatchlibError(f"before={before}: a window of {window} allows 0 to {window - 1}")
     return before
+
+
+def _measure(
+    model: TransformerBridge,
+    pairs: PromptPairs,
+    corruption: Corruption,
+    frame: _Frame,
+    metrics: Sequence[metric_definitions.Metric],
+    direction: str,
+    batch_size: int | str,
+    advance: Callable[[int], object] = lambda rows: None,
+) -> xr.Dataset:
+    """Sweeps a frame's cells over prompts of every length and every draw of the noise."""
+    n_cells = int(np.prod([len(values) for values in frame.coordinates.values()]))
+    patched = np.full((len(metrics), corruption.draws, len(pairs), n_cells), np.nan)
+    source = np.full(patched.shape[:3], np.nan)
+    destination = source.copy()
+    for index, group in pairs.by_length():
+        cells = frame.cells(group)
+        for draw in range(corruption.draws):
+            clean, corrupted = two_runs(model, group, corruption, draw)
+            runs = (clean, corrupted) if direction == "denoise" else (corrupted, clean)
+            values, unpatched = sweep(model, group, *runs, cells, metrics, batch_size, advance)
+            patched[:, draw, index] = values.transpose(1, 2).numpy()
+            source[:, draw, index] = unpatched[0].numpy()
+            destination[:, draw, index] = unpatched[1].numpy()
+    return _dataset(metrics, patched, source, destination, frame.coordinates, direction)
 
 
 def _dataset(
