@@ -11,10 +11,12 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities import get_act_name
 
+from patchlib.cells import heads_cell
 from patchlib.corruption import Corruption
 from patchlib.errors import PatchlibError
+from patchlib.hook_engine import restore
 from patchlib.pairs import PromptPairs
-from patchlib.patching import Edit, Run, heads_cell, restore, run_with_edits, two_runs
+from patchlib.runs import Edit, Run, run_with_edits, two_runs
 
 Heads = Sequence[tuple[int, int]]
 

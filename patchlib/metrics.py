@@ -54,7 +54,7 @@ def _over(
 
 def probability(logits: Logits, r: Answers, r_wrong: Answers, source: Logits) -> Tensor:
     """P(r); over a set of answers their sum."""
-    return _over(logits.softmax(-1), r, torch.sum, 0.0)
+    return log_probability(logits, r, r_wrong, source).exp()
 
 
 def logit_difference(logits: Logits, r: Answers, r_wrong: Answers, source: Logits) -> Tensor:
@@ -65,7 +65,8 @@ def logit_difference(logits: Logits, r: Answers, r_wrong: Answers, source: Logit
 def kl_divergence(logits: Logits, r: Answers, r_wrong: Answers, source: Logits) -> Tensor:
     """D_KL(P_source || P), in nats: how far the run is from the one its patch comes from."""
     reference, here = source.log_softmax(-1), logits.log_softmax(-1)
-    return (reference.exp() * (reference - here)).sum(-1)
+    # In place: over a whole vocabulary, copies take longer than sums.
+    return (reference - here).mul_(reference.exp()).sum(-1)
 
 
 def log_probability(logits: Logits, r: Answers, r_wrong: Answers, source: Logits) -> Tensor:
@@ -95,6 +96,15 @@ METRICS = {
         Metric("accuracy", "accuracy", accuracy),
     )
 }
+
+
+def measure(
+    metrics: Sequence[Metric], logits: Logits, r: Answers, r_wrong: Answers, source: Logits
+) -> Float[Tensor, "metric *batch prompt"]:
+    """All metrics of some logits, in double precision and on the CPU."""
+    logits, source = logits.float(), source.float()
+    values = [metric.value(logits, r, r_wrong, source) for metric in metrics]
+    return torch.stack(values).double().cpu()
 
 
 def choose(names: Sequence[str]) -> list[Metric]:

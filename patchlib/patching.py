@@ -1,295 +1,45 @@
 """Activation patching: restore one component at a time and see how much of the answer returns.
 
 Three runs (Section 2.1): the clean run, the corrupted run, and patched runs, in which one cell of
-activations is taken from the other run. This is the reference engine: hooks on TransformerLens'
-own forward pass, several cells to a batch.
+activations is taken from the other run. Two engines compute the patched runs and agree: hooks on
+TransformerLens' own forward pass, and a faster one for the architectures that it knows.
 """
 
 from __future__ import annotations
 
 import json
-import threading
+import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Bool, Float
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.tools.analysis._model_state import require_eval_mode
-from transformer_lens.utilities import get_act_name
 from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
 
+from patchlib import architectures, fast_engine, hook_engine
 from patchlib import metrics as metric_definitions
+from patchlib.cells import Cell, Limits, Where, heads_cell
+from patchlib.checkpoint import Checkpoint, fingerprints, places
 from patchlib.corruption import GN, STR, Corruption
 from patchlib.errors import PatchlibError
 from patchlib.models import describe
 from patchlib.pairs import PromptPairs
+from patchlib.runs import Run, two_runs
 
 COMPONENTS = {"head": "z", "mlp": "mlp_out", "attn": "attn_out", "resid": "resid_pre"}
 """What can be patched, and TransformerLens' name for its activation."""
 
-# Memory that one batch may take for its logits and activations; larger ones are slower on a CPU.
-_BATCH_BYTES = 128 * 2**20
+ENGINES = {"hooks": hook_engine.sweep, "fast": fast_engine.sweep}
 
-# Hooks live on the model: a cell and a widget in another thread must take turns.
-_ONE_AT_A_TIME = threading.RLock()
-
-Where = list[tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What one patched run restores.
-
-    Args:
-        activation: TransformerLens' short name (``z``, ``v``, ``mlp_out``, ``attn_out``,
-            ``resid_pre``).
-        at: layers, each with the head or None for a whole layer.
-        where: for each prompt the token positions; None for all positions.
-    """
-
-    activation: str
-    at: tuple[tuple[int, int | None], ...]
-    where: Where | None = None
-
-    def measures(self, prompt: int) -> bool:
-        """False for a prompt that has no token at the cell's position."""
-        return self.where is None or len(self.where[prompt]) > 0
-
-
-@dataclass(frozen=True)
-class Run:
-    """One unpatched run on prompts of one length.
-
-    Args:
-        tokens: its tokens.
-        noise: what is added to the token embeddings, or None.
-    """
-
-    tokens: Int[Tensor, "prompt position"]
-    noise: Float[Tensor, "prompt position d_model"] | None = None
-
-    def repeat(self, times: int) -> Run:
-        """The run with all its prompts repeated."""
-        noise = None if self.noise is None else self.noise.repeat(times, 1, 1)
-        return Run(self.tokens.repeat(times, 1), noise)
-
-    def rows(self, which: slice) -> Run:
-        """Some of its prompts."""
-        return Run(self.tokens[which], None if self.noise is None else self.noise[which])
-
-
-Edit = tuple[str, Callable[[Tensor], Tensor | None]]
-"""A hook's full name and a function that returns the activation to go on with."""
-
-Hook = tuple[str | Callable[..., Any], Callable[..., Any]]
-
-
-class _Fired:
-    """Counts how often each hook of a pass fired: every one must fire exactly once."""
-
-    def __init__(self) -> None:
-        self.times: dict[str, int] = {}
-
-    def watch(self, name: str, function: Callable[[Tensor], Tensor | None]) -> Hook:
-        self.times[name] = 0
-
-        def hook(activation: Tensor, hook: object) -> Tensor | None:
-            self.times[name] += 1
-            return function(activation)
-
-        return name, hook
-
-    def check(self) -> None:
-        wrong = {name: times for name, times in self.times.items() if times != 1}
-        if wrong:
-            raise PatchlibError(
-                f"hooks must fire once in a pass, and these did not: {wrong}. The model has no "
-                "such activation or computes it elsewhere; see model.hook_dict for what it has"
-            )
-
-
-def run_with_edits(
-    model: TransformerBridge,
-    run: Run,
-    edits: Sequence[Edit] = (),
-    keep: Sequence[str] = (),
-) -> tuple[Float[Tensor, "prompt vocab"], dict[str, Tensor]]:
-    """One forward pass with noise and edits, every one of which must happen.
-
-    Args:
-        model: the model.
-        run: tokens and noise.
-        edits: pairs of a hook's full name and a function that returns the activation to go on
-            with.
-        keep: full names of activations to return, as they are after all edits.
-
-    Returns:
-        The logits at the last position and the kept activations.
-
-    Raises:
-        PatchlibError: where a hook did not fire exactly once.
-    """
-    fired, kept = _Fired(), {}
-    hooks: list[Hook] = []
-    if run.noise is not None:
-        noise = run.noise.to(model.cfg.device)
-        hooks.append(fired.watch("hook_embed", lambda embed: embed + noise.to(embed.dtype)))
-    for name, edit in edits:
-        hooks.append(fired.watch(name, edit))
-    # Hooks on one point run in the order given, so a kept activation includes its edit.
-    keepers = _Fired()
-    for name in keep:
-
-        def store(activation: Tensor, name: str = name) -> None:
-            kept[name] = activation
-
-        hooks.append(keepers.watch(name, store))
-    known = model.hook_dict
-    for name in (*fired.times, *keepers.times):
-        if name not in known:
-            raise PatchlibError(
-                f"this model has no activation {name!r}; model.hook_dict lists those it has"
-            )
-    with _ONE_AT_A_TIME, torch.no_grad():
-        logits = model.run_with_hooks(run.tokens.to(model.cfg.device), fwd_hooks=hooks)
-    fired.check()
-    keepers.check()
-    return logits[:, -1], kept
-
-
-def two_runs(
-    model: TransformerBridge, pairs: PromptPairs, corruption: Corruption, draw: int
-) -> tuple[Run, Run]:
-    """The clean and the corrupted run of prompts of one length."""
-    corrupted = corruption.tokens(pairs)
-    return Run(pairs.clean_tokens), Run(corrupted, corruption.noise(model, pairs, draw))
-
-
-def restore(
-    model: TransformerBridge, source: Run, cells: Sequence[Cell], prompts: range
-) -> list[Edit]:
-    """The edits that restore cells from a source run, one block of prompts for each cell.
-
-    Args:
-        model: the model.
-        source: the run that activations are taken from, on these prompts.
-        cells: what each block restores.
-        prompts: the numbers of the prompts, for the cells' positions.
-    """
-    names = activations_of(cells)
-    _, activations = run_with_edits(model, source, keep=names)
-    return _restore(cells, activations, prompts)
-
-
-def activations_of(cells: Sequence[Cell]) -> list[str]:
-    """The full names of all activations that some cells restore."""
-    names = (get_act_name(cell.activation, layer) for cell in cells for layer, _ in cell.at)
-    return list(dict.fromkeys(names))
-
-
-def _restore(cells: Sequence[Cell], source: dict[str, Tensor], prompts: range) -> list[Edit]:
-    """One edit per activation for a batch made of a block of prompts for each cell."""
-    by_name: dict[str, list[tuple[int, int | None, Where | None]]] = {}
-    for block, cell in enumerate(cells):
-        for layer, head in cell.at:
-            name = get_act_name(cell.activation, layer)
-            by_name.setdefault(name, []).append((block, head, cell.where))
-    size = len(prompts)
-
-    def edit(name: str) -> Callable[[Tensor], Tensor]:
-        def write(activation: Tensor) -> Tensor:
-            new = activation.clone()
-            for block, head, where in by_name[name]:
-                mine = new[block * size : (block + 1) * size]
-                theirs = source[name]
-                if head is not None:
-                    mine, theirs = mine[:, :, head], theirs[:, :, head]
-                if where is None:
-                    mine[:] = theirs
-                else:
-                    for row, prompt in enumerate(prompts):
-                        at = list(where[prompt])
-                        mine[row, at] = theirs[row, at]
-            return new
-
-        return write
-
-    return [(name, edit(name)) for name in by_name]
-
-
-def _batch_rows(model: TransformerBridge, length: int, batch_size: int | str) -> int:
-    if isinstance(batch_size, int):
-        return batch_size
-    floats = 3 * model.cfg.d_vocab + 30 * model.cfg.d_model + 4 * model.cfg.n_heads * length
-    return max(1, _BATCH_BYTES // (4 * length * floats))
-
-
-def sweep(
-    model: TransformerBridge,
-    pairs: PromptPairs,
-    source: Run,
-    destination: Run,
-    cells: Sequence[Cell],
-    metrics: Sequence[metric_definitions.Metric],
-    batch_size: int | str = "auto",
-    advance: Callable[[int], object] = lambda rows: None,
-) -> tuple[Float[Tensor, "metric cell prompt"], Float[Tensor, "run metric prompt"]]:
-    """Runs every cell on prompts of one length and measures it.
-
-    Args:
-        model: the model, in evaluation mode.
-        pairs: the prompts, for their answers.
-        source: the run that activations are taken from.
-        destination: the run that they are put into.
-        cells: what each patched run restores.
-        metrics: what to measure.
-        batch_size: how many rows, a row being one prompt in one cell, a pass may hold.
-        advance: called with the number of rows done.
-
-    Returns:
-        The metrics of the patched runs, NaN where a prompt has no such position; and of the two
-        unpatched runs, source first.
-    """
-    length = source.tokens.shape[1]
-    rows = _batch_rows(model, length, batch_size)
-    names = activations_of(cells)
-    patched = torch.full((len(metrics), len(cells), len(pairs)), torch.nan, dtype=torch.float64)
-    unpatched = torch.full((2, len(metrics), len(pairs)), torch.nan, dtype=torch.float64)
-    answers, wrong = pairs.answers, pairs.wrong_answers
-    per_pass = min(len(pairs), rows)
-    for start in range(0, len(pairs), per_pass):
-        prompts = range(start, min(start + per_pass, len(pairs)))
-        which = slice(prompts.start, prompts.stop)
-        r, r_wrong = answers[which], wrong[which]
-        there, activations = run_with_edits(model, source.rows(which), keep=names)
-        here, _ = run_with_edits(model, destination.rows(which))
-        for m, metric in enumerate(metrics):
-            unpatched[0, m, which] = metric.value(there, r, r_wrong, there).double().cpu()
-            unpatched[1, m, which] = metric.value(here, r, r_wrong, there).double().cpu()
-        together = max(1, rows // len(prompts))
-        for first in range(0, len(cells), together):
-            chosen = cells[first : first + together]
-            logits, _ = run_with_edits(
-                model,
-                destination.rows(which).repeat(len(chosen)),
-                edits=_restore(chosen, activations, prompts),
-            )
-            logits = logits.view(len(chosen), len(prompts), -1)
-            measured = torch.tensor([[cell.measures(p) for p in prompts] for cell in chosen])
-            for m, metric in enumerate(metrics):
-                values = metric.value(logits, r, r_wrong, there).double().cpu()
-                patched[m, first : first + len(chosen), which] = values.masked_fill(
-                    ~measured, torch.nan
-                )
-            advance(len(chosen) * len(prompts))
-    return patched, unpatched
+# How many prompts, times draws of the noise, are prepared at a time.
+_INSTANCES = 256
 
 
 def patch(
@@ -299,13 +49,16 @@ def patch(
     *,
     corruption: Corruption,
     metrics: Sequence[str] = ("logit_diff", "prob", "kl"),
-    window: int = 1,
-    before: int | None = None,
+    window: int | Sequence[int] = 1,
+    before: int | Sequence[int | None] | None = None,
     positions: str | Sequence[str] = "all",
     direction: str = "denoise",
     keep_prompts: bool = False,
     keep_draws: bool = False,
+    engine: str = "auto",
     batch_size: int | str = "auto",
+    memory_budget: int | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: bool | Callable[[int, int], object] = True,
 ) -> xr.Dataset:
     """Patches every head, or every layer's MLP, attention or residual, one at a time.
@@ -329,8 +82,16 @@ def patch(
             choice), ``"noise"`` corrupted ones into the clean run.
         keep_prompts: keep one value per prompt instead of their mean.
         keep_draws: keep one value per draw of the noise instead of their mean.
+        engine: ``"hooks"`` runs the whole model with hooks for every cell, and is the reference.
+            ``"fast"`` gives the same numbers without repeating what a patch cannot change, and
+            raises where it cannot. ``"auto"`` is fast where possible; where it falls back to
+            hooks, a warning says why.
         batch_size: how many rows one pass may hold, a row being one prompt in one cell;
             ``"auto"`` chooses by memory.
+        memory_budget: how many bytes the sweep may take beside the model; 2 GiB on a CPU and
+            80 % of the free memory on a GPU where None.
+        checkpoint: a folder that keeps every finished pass, so that the same call goes on where
+            a stopped one was.
         progress: show a progress bar; or a function that is called as ``progress(done, total)``
             after every pass, with rows as in ``batch_size``.
 
@@ -348,12 +109,14 @@ def patch(
         * ``patched``, ``clean``, ``corrupted``: the metrics themselves. KL is measured from the
           run that activations come from;
 
-        over the dimensions ``metric, layer`` and, as asked for, ``head, position, prompt, draw``.
-        NaN marks what was not measured. The attributes hold every setting.
+        over the dimensions ``metric, layer`` and, as asked for, ``window, head, position,
+        prompt, draw``. NaN marks what was not measured. The attributes hold every setting.
 
     Raises:
         PatchlibError: for settings that make no sense, positions and sites that the task does not
-            have, a model in training mode, and hooks that did not fire.
+            have, a model in training mode, hooks that did not fire, an engine that cannot run the
+            model, a memory budget that is too small for one row, and a checkpoint made with other
+            settings.
 
     Example:
         >>> import patchlib as pl
@@ -363,14 +126,33 @@ def patch(
         >>> dict(fx.effect.sizes)
         {'metric': 3, 'layer': 8}
     """
-    _require_sense(model, pairs, corruption, batch_size)
+    _require_sense(model, pairs, corruption)
     chosen_metrics = metric_definitions.choose(metrics)
     if direction not in ("denoise", "noise"):
         raise PatchlibError(f"direction={direction!r}: allowed are 'denoise' and 'noise'")
+    limits = Limits.of(model, batch_size, memory_budget)
     frame = _frame(model, pairs, component, window, before, positions)
-    shape = tuple(map(len, frame.coordinates.values()))
-    n_cells = int(np.prod(shape))
-    total, done = corruption.draws * len(pairs) * n_cells, 0
+    engine = _choose_engine(engine, model, pairs, corruption)
+    settings: dict[str, object] = {
+        **describe(model),
+        "task": pairs.task,
+        "task_settings": json.dumps(pairs.settings, sort_keys=True),
+        "n_prompts": len(pairs),
+        **corruption.describe(),
+        "component": component,
+        "window": window if isinstance(window, int) else ", ".join(map(str, window)),
+        "window_before": frame.before,
+        "positions": positions if isinstance(positions, str) else ", ".join(positions),
+        "direction": direction,
+        "engine": engine,
+    }
+    finished = None
+    if checkpoint is not None:
+        names = ", ".join(metric.name for metric in chosen_metrics)
+        finished = Checkpoint(
+            checkpoint, settings | {"metrics": names} | fingerprints(model, pairs)
+        )
+    total, done = corruption.draws * len(pairs) * frame.n_cells, 0
     bar = tqdm(
         total=total,
         desc=f"patching {component}",
@@ -386,10 +168,11 @@ def patch(
         if callable(progress):
             progress(done, total)
 
+    sweep = _Sweep(
+        model, pairs, corruption, frame, chosen_metrics, direction, engine, limits, finished
+    )
     with bar:
-        data = _measure(
-            model, pairs, corruption, frame, chosen_metrics, direction, batch_size, advance
-        )
+        data = sweep.run(advance)
     if not keep_prompts:
         data = data.mean("prompt", skipna=True)
     if not keep_draws:
@@ -400,17 +183,7 @@ def patch(
     if isinstance(positions, str) and positions not in ("all", "each"):
         data = data.assign_coords(position=positions)
     data.attrs = {
-        **describe(model),
-        "task": pairs.task,
-        "task_settings": json.dumps(pairs.settings, sort_keys=True),
-        "n_prompts": len(pairs),
-        **corruption.describe(),
-        "component": component,
-        "window": window,
-        "window_before": frame.before,
-        "positions": positions if isinstance(positions, str) else ", ".join(positions),
-        "direction": direction,
-        "engine": "hooks",
+        **settings,
         "patchlib": version("patchlib"),
         "torch": version("torch"),
         "transformer_lens": version("transformer-lens"),
@@ -454,34 +227,14 @@ def patch_together(
         >>> tuple(fx.effect.dims)
         ('metric',)
     """
-    _require_sense(model, pairs, corruption, batch_size)
+    _require_sense(model, pairs, corruption)
     cell = heads_cell(model, heads, activation)
     chosen_metrics = metric_definitions.choose(metrics)
+    limits = Limits.of(model, batch_size, None)
     frame = _Frame({"set": ["all"]}, 0, lambda group: [cell])
-    data = _measure(model, pairs, corruption, frame, chosen_metrics, "denoise", batch_size)
+    sweep = _Sweep(model, pairs, corruption, frame, chosen_metrics, "denoise", "hooks", limits)
+    data = sweep.run()
     return data.mean(("prompt", "draw")).squeeze("set", drop=True)
-
-
-def heads_cell(model: TransformerBridge, heads: Sequence[tuple[int, int]], activation: str) -> Cell:
-    """The cell that restores one activation of several heads at all positions.
-
-    Raises:
-        PatchlibError: for an activation that heads do not have, no heads, or unknown ones.
-    """
-    if activation not in ("z", "q", "k", "v"):
-        raise PatchlibError(f"activation={activation!r}: heads have 'z', 'q', 'k' and 'v'")
-    n_heads = model.cfg.n_heads
-    if activation in ("k", "v"):
-        n_heads = getattr(model.cfg, "n_key_value_heads", None) or n_heads
-    for layer, head in heads:
-        if not (0 <= layer < model.cfg.n_layers and 0 <= head < n_heads):
-            raise PatchlibError(
-                f"head {layer}.{head} does not exist: {activation} has layers 0 to "
-                f"{model.cfg.n_layers - 1} and heads 0 to {n_heads - 1}"
-            )
-    if not heads:
-        raise PatchlibError("no heads were given: give at least one as (layer, head)")
-    return Cell(activation, tuple((int(layer), int(head)) for layer, head in heads))
 
 
 def interval(
@@ -536,19 +289,12 @@ def interval(
     )
 
 
-def _require_sense(
-    model: TransformerBridge, pairs: PromptPairs, corruption: Corruption, batch_size: int | str
-) -> None:
+def _require_sense(model: TransformerBridge, pairs: PromptPairs, corruption: Corruption) -> None:
     if not len(pairs):
         raise PatchlibError("there are no prompts: give at least one")
     if not isinstance(corruption, STR | GN):
         raise PatchlibError(
             f"corruption={corruption!r}: give pl.STR(site) or pl.GN(site), for example pl.STR('S2')"
-        )
-    is_number = isinstance(batch_size, int) and not isinstance(batch_size, bool)
-    if batch_size != "auto" and not (is_number and int(batch_size) > 0):
-        raise PatchlibError(
-            f"batch_size={batch_size!r}: give 'auto' or how many prompts one pass may hold"
         )
     try:
         require_eval_mode(model, operation="activation patching")
@@ -561,16 +307,21 @@ class _Frame:
     """The cells of a sweep: their coordinates, and how to make them for prompts of one length."""
 
     coordinates: Mapping[str, Sequence[int | str]]
-    before: int
+    before: int | str
     cells: Callable[[PromptPairs], list[Cell]]
+
+    @property
+    def n_cells(self) -> int:
+        """How many cells there are."""
+        return int(np.prod([len(values) for values in self.coordinates.values()]))
 
 
 def _frame(
     model: TransformerBridge,
     pairs: PromptPairs,
     component: str,
-    window: int,
-    before: int | None,
+    window: int | Sequence[int],
+    before: int | Sequence[int | None] | None,
     positions: str | Sequence[str],
 ) -> _Frame:
     if component not in COMPONENTS:
@@ -580,8 +331,15 @@ def _frame(
             f"positions={positions!r}: give 'all', 'each', a named position or a list of names"
         )
     n_layers = model.cfg.n_layers
-    before = _layers_before(window, before, n_layers)
-    if component == "head" and window != 1:
+    windows = [window] if isinstance(window, int) else list(window)
+    befores = [before] * len(windows) if before is None or isinstance(before, int) else list(before)
+    if not windows or len(befores) != len(windows):
+        raise PatchlibError(
+            f"window={window}, before={before}: give at least one window, and as many values of "
+            "before= as windows"
+        )
+    reach = [(w, _layers_before(w, b, n_layers)) for w, b in zip(windows, befores, strict=True)]
+    if component == "head" and windows != [1]:
         raise PatchlibError(
             f"window={window} with component='head': heads of different layers have nothing in "
             "common; use window=1, or component 'mlp', 'attn' or 'resid'"
@@ -593,7 +351,10 @@ def _frame(
             "patch each group of pairs.by_length(), or give named positions"
         )
     heads = range(model.cfg.n_heads) if component == "head" else (None,)
-    coordinates: dict[str, Sequence[int | str]] = {"layer": range(n_layers)}
+    coordinates: dict[str, Sequence[int | str]] = {}
+    if not isinstance(window, int):
+        coordinates["window"] = windows
+    coordinates["layer"] = range(n_layers)
     if component == "head":
         coordinates["head"] = range(model.cfg.n_heads)
     if positions == "each":
@@ -611,19 +372,23 @@ def _frame(
             for name in [positions] if isinstance(positions, str) else positions:
                 yield group.at(name)
 
-    def around(layer: int) -> range:
-        return range(max(0, layer - before), min(n_layers, layer - before + window))
+    def around(layer: int, width: int, before: int) -> range:
+        return range(max(0, layer - before), min(n_layers, layer - before + width))
 
     def cells(group: PromptPairs) -> list[Cell]:
         activation, wheres = COMPONENTS[component], list(places(group))
         return [
-            Cell(activation, tuple((near, head) for near in around(layer)), where)
+            Cell(activation, tuple((near, head) for near in around(layer, *span)), where)
+            for span in reach
             for layer in range(n_layers)
             for head in heads
             for where in wheres
         ]
 
-    return _Frame(coordinates, before, cells)
+    taken = [before for _, before in reach]
+    return _Frame(
+        coordinates, taken[0] if isinstance(window, int) else ", ".join(map(str, taken)), cells
+    )
 
 
 def _layers_before(window: int, before: int | None, n_layers: int) -> int:
@@ -640,31 +405,143 @@ def _layers_before(window: int, before: int | None, n_layers: int) -> int:
     return before
 
 
-def _measure(
-    model: TransformerBridge,
-    pairs: PromptPairs,
-    corruption: Corruption,
-    frame: _Frame,
-    metrics: Sequence[metric_definitions.Metric],
-    direction: str,
-    batch_size: int | str,
-    advance: Callable[[int], object] = lambda rows: None,
-) -> xr.Dataset:
-    """Sweeps a frame's cells over prompts of every length and every draw of the noise."""
-    n_cells = int(np.prod([len(values) for values in frame.coordinates.values()]))
-    patched = np.full((len(metrics), corruption.draws, len(pairs), n_cells), np.nan)
-    source = np.full(patched.shape[:3], np.nan)
-    destination = source.copy()
-    for index, group in pairs.by_length():
-        cells = frame.cells(group)
-        for draw in range(corruption.draws):
-            clean, corrupted = two_runs(model, group, corruption, draw)
-            runs = (clean, corrupted) if direction == "denoise" else (corrupted, clean)
-            values, unpatched = sweep(model, group, *runs, cells, metrics, batch_size, advance)
-            patched[:, draw, index] = values.transpose(1, 2).numpy()
-            source[:, draw, index] = unpatched[0].numpy()
-            destination[:, draw, index] = unpatched[1].numpy()
-    return _dataset(metrics, patched, source, destination, frame.coordinates, direction)
+def _choose_engine(
+    engine: str, model: TransformerBridge, pairs: PromptPairs, corruption: Corruption
+) -> str:
+    """The engine that will run, after a look at the model and a comparison on its own prompts."""
+    if engine not in ("auto", *ENGINES):
+        raise PatchlibError(
+            f"engine={engine!r}: allowed are 'auto', {', '.join(map(repr, ENGINES))}"
+        )
+    if engine == "hooks":
+        return engine
+    problem = architectures.obstacle(model)
+    if problem is None:
+        _, group = next(pairs.by_length())
+        problem = fast_engine.disagreement(model, *two_runs(model, group[:1], corruption, 0))
+    if problem is None:
+        return "fast"
+    if engine == "fast":
+        raise PatchlibError(f"engine='fast' cannot run this model: {problem}; use engine='hooks'")
+    message = f"patching with hooks, which takes longer: {problem}"
+    if message not in _told:
+        _told.add(message)
+        warnings.warn(message, stacklevel=3)
+    return "hooks"
+
+
+_told: set[str] = set()
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    """Runs a frame's cells over prompts of every length and every draw of the noise."""
+
+    model: TransformerBridge
+    pairs: PromptPairs
+    corruption: Corruption
+    frame: _Frame
+    metrics: Sequence[metric_definitions.Metric]
+    direction: str
+    engine: str
+    limits: Limits
+    checkpoint: Checkpoint | None = None
+
+    def run(self, advance: Callable[[int], object] = lambda rows: None) -> xr.Dataset:
+        """The numbers, labelled; ``advance`` is called with the number of rows done."""
+        # An instance is one prompt under one draw of the noise.
+        shape = (len(self.metrics), len(self.pairs), self.corruption.draws)
+        patched = np.full((*shape, self.frame.n_cells), np.nan)
+        unpatched = np.full((2, *shape), np.nan)
+        done = np.zeros(patched.shape[1:], dtype=bool)
+        pieces = iter(()) if self.checkpoint is None else self.checkpoint.pieces()
+        for piece in pieces:
+            at = piece["prompt"].values[:, None], piece["draw"].values[:, None]
+            patched[(slice(None), *at, piece["cell"].values)] = piece["patched"].values
+            unpatched[:, :, at[0][:, 0], at[1][:, 0]] = piece["unpatched"].values
+            done[(*at, piece["cell"].values)] = True
+            advance(piece["patched"].sizes["instance"] * piece["patched"].sizes["cell"])
+        for piece in self._pieces(done):
+            at = piece["prompt"].values[:, None], piece["draw"].values[:, None]
+            patched[(slice(None), *at, piece["cell"].values)] = piece["patched"].values
+            unpatched[:, :, at[0][:, 0], at[1][:, 0]] = piece["unpatched"].values
+            if self.checkpoint is not None:
+                self.checkpoint.save(piece)
+            advance(piece["patched"].sizes["instance"] * piece["patched"].sizes["cell"])
+        return _dataset(
+            self.metrics,
+            patched.swapaxes(1, 2),
+            unpatched[0].swapaxes(1, 2),
+            unpatched[1].swapaxes(1, 2),
+            self.frame.coordinates,
+            self.direction,
+        )
+
+    def _pieces(self, done: Bool[np.ndarray, "prompt draw cell"]) -> Iterator[xr.Dataset]:
+        """Every pass over what is not done yet."""
+        draws = range(self.corruption.draws)
+        for index, group in self.pairs.by_length():
+            size = max(1, _INSTANCES // len(draws))
+            for start in range(0, len(group), size):
+                rows = list(range(start, min(start + size, len(group))))
+                # What is left of a stopped sweep need not be the same for every instance.
+                left: dict[bytes, list[tuple[int, int]]] = {}
+                for row in rows:
+                    for draw in draws:
+                        todo = ~done[index[row], draw]
+                        if todo.any():
+                            left.setdefault(todo.tobytes(), []).append((row, draw))
+                for todo, instances in left.items():
+                    numbers = np.frombuffer(todo, dtype=bool).nonzero()[0].tolist()
+                    yield from self._run(group, index, instances, numbers)
+
+    def _run(
+        self,
+        group: PromptPairs,
+        index: Sequence[int],
+        instances: Sequence[tuple[int, int]],
+        numbers: Sequence[int],
+    ) -> Iterator[xr.Dataset]:
+        """Passes over some cells on some instances of one length."""
+        prompts = group[[row for row, _ in instances]]
+        source, corrupted = self._two_runs(prompts, [draw for _, draw in instances])
+        destination = corrupted
+        if self.direction == "noise":
+            source, destination = corrupted, source
+        cells = self.frame.cells(prompts)
+        sweep = ENGINES[self.engine]
+        for piece in sweep(
+            self.model,
+            prompts,
+            source,
+            destination,
+            [cells[number] for number in numbers],
+            self.metrics,
+            self.limits,
+        ):
+            names = [(index[instances[i][0]], instances[i][1]) for i in piece.prompts]
+            yield xr.Dataset(
+                {
+                    "patched": (
+                        ("metric", "instance", "cell"),
+                        piece.patched.transpose(1, 2).numpy(),
+                    ),
+                    "unpatched": (("run", "metric", "instance"), piece.unpatched.numpy()),
+                },
+                coords=places(names) | {"cell": [numbers[i] for i in piece.cells]},
+            )
+
+    def _two_runs(self, prompts: PromptPairs, draws: Sequence[int]) -> tuple[Run, Run]:
+        """The clean and the corrupted run of prompts, each under its own draw of the noise."""
+        by_draw = {draw: [i for i, d in enumerate(draws) if d == draw] for draw in set(draws)}
+        noise = None
+        for draw, rows in by_draw.items():
+            _, corrupted = two_runs(self.model, prompts[rows], self.corruption, draw)
+            if corrupted.noise is not None:
+                if noise is None:
+                    noise = torch.empty(len(prompts), *corrupted.noise.shape[1:])
+                noise[rows] = corrupted.noise
+        return Run(prompts.clean_tokens), Run(self.corruption.tokens(prompts), noise)
 
 
 def _dataset(

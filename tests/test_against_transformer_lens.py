@@ -1,4 +1,4 @@
-"""The engine's numbers are those of TransformerLens' own patching functions."""
+"""Both engines' numbers are those of TransformerLens' own patching functions."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +13,7 @@ from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
 
 import patchlib as pl
 from patchlib.pairs import PromptPairs
+from patchlib.patching import ENGINES
 
 METRICS = ["logit_diff", "prob"]
 # A tiny model spreads its probability over thousands of tokens: only a share of it means much.
@@ -67,10 +68,12 @@ def by_transformer_lens(
     return {name: result[name].values.numpy() for name in METRICS}
 
 
-def test_heads(model: TransformerBridge):
+@pytest.mark.parametrize("engine", ENGINES)
+def test_heads(model: TransformerBridge, engine: str):
     """z of one head at all positions."""
     pairs = with_bos(model)
-    fx = pl.patch(model, pairs, "head", corruption=pl.STR("S2"), metrics=METRICS, progress=False)
+    settings = {"corruption": pl.STR("S2"), "metrics": METRICS, "progress": False}
+    fx = pl.patch(model, pairs, "head", engine=engine, **settings)
     theirs = by_transformer_lens(model, pairs, patching.get_act_patch_attn_head_out_all_pos)
     for name in METRICS:
         np.testing.assert_allclose(fx.patched.sel(metric=name), theirs[name], **TOLERANCE[name])
@@ -78,12 +81,13 @@ def test_heads(model: TransformerBridge):
         assert theirs[name].std() > 1e-3 * abs(theirs[name].mean())
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("component", BY_POSITION)
-def test_layers_by_position(model: TransformerBridge, component: str):
+def test_layers_by_position(model: TransformerBridge, component: str, engine: str):
     """One layer's activation at one position."""
     pairs = with_bos(model)
     settings = {"corruption": pl.STR("S2"), "metrics": METRICS, "progress": False}
-    fx = pl.patch(model, pairs, component, positions="each", **settings)
+    fx = pl.patch(model, pairs, component, positions="each", engine=engine, **settings)
     theirs = by_transformer_lens(model, pairs, BY_POSITION[component])
     for name in METRICS:
         np.testing.assert_allclose(fx.patched.sel(metric=name), theirs[name], **TOLERANCE[name])

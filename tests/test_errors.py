@@ -12,7 +12,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 import patchlib as pl
-from patchlib import patching
+from patchlib import patching, runs
 from patchlib.pairs import PromptPairs
 from patchlib.prompt import Prompt
 from patchlib.tasks import facts, indirect_objects, sums, years
@@ -108,7 +108,8 @@ def test_a_model_in_training_mode(tiny_gpt2, pairs):
 def test_an_activation_that_the_model_lacks(tiny_gpt2, pairs, monkeypatch):
     """A misspelt activation must not count as a patch without effect."""
     monkeypatch.setitem(patching.COMPONENTS, "mlp", "mlp_output")
-    message = refusal(pl.patch, tiny_gpt2, pairs, "mlp", corruption=STR, progress=False)
+    options = {"corruption": STR, "engine": "hooks", "progress": False}
+    message = refusal(pl.patch, tiny_gpt2, pairs, "mlp", **options)
     assert_names(message, "no activation", "mlp_output", "model.hook_dict")
 
 
@@ -123,13 +124,13 @@ def test_a_hook_that_never_fires(tiny_gpt2, pairs, monkeypatch):
         return run_with_hooks(tokens, fwd_hooks=[h for h in fwd_hooks if "nowhere" not in h[0]])
 
     monkeypatch.setattr(tiny_gpt2, "run_with_hooks", without_them)
-    run = patching.Run(pairs.clean_tokens)
+    run = runs.Run(pairs.clean_tokens)
     edits = [("blocks.0.nowhere", lambda activation: activation)]
-    message = refusal(patching.run_with_edits, tiny_gpt2, run, edits)
+    message = refusal(runs.run_with_edits, tiny_gpt2, run, edits)
     assert_names(message, "fire once", "'blocks.0.nowhere': 0", "model.hook_dict")
-    message = refusal(patching.run_with_edits, tiny_gpt2, run, keep=["blocks.0.nowhere"])
+    message = refusal(runs.run_with_edits, tiny_gpt2, run, keep=["blocks.0.nowhere"])
     assert_names(message, "fire once", "'blocks.0.nowhere': 0", "model.hook_dict")
-    logits, kept = patching.run_with_edits(tiny_gpt2, run, keep=[name])
+    logits, kept = runs.run_with_edits(tiny_gpt2, run, keep=[name])
     assert logits.shape == (2, pairs.vocabulary)
     assert kept[name].shape == (*pairs.clean_tokens.shape, 32)
 

@@ -15,10 +15,12 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities import get_act_name
 
 import patchlib as pl
+from patchlib.cells import Cell, Limits
 from patchlib.corruption import Corruption
 from patchlib.metrics import choose
 from patchlib.pairs import PromptPairs
-from patchlib.patching import COMPONENTS, Cell, Run, sweep
+from patchlib.patching import COMPONENTS, ENGINES
+from patchlib.runs import Run
 
 # Without rank and accuracy, which jump where two logits are equal but for rounding.
 METRICS = ("logit_diff", "prob", "kl", "log_prob")
@@ -91,10 +93,15 @@ def test_a_run_patched_with_itself_stays_as_it_is(tiny, seed, n, component, corr
     pairs = pl.tasks.ioi(tiny, n, seed)
     corrupted = Run(corruption.tokens(pairs), corruption.noise(tiny, pairs, draw=0))
     cells = all_cells(tiny, component)
-    patched, unpatched = sweep(tiny, pairs, corrupted, corrupted, cells, choose(METRICS))
-    for there in unpatched:
-        expected = there[:, None].expand_as(patched)
-        torch.testing.assert_close(patched, expected, **CLOSE)
+    for sweep in ENGINES.values():
+        limits = Limits.of(tiny, "auto", None)
+        measured = 0
+        for piece in sweep(tiny, pairs, corrupted, corrupted, cells, choose(METRICS), limits):
+            for there in piece.unpatched:
+                expected = there[:, None].expand_as(piece.patched)
+                torch.testing.assert_close(piece.patched, expected, **CLOSE)
+            measured += len(piece.cells) * len(piece.prompts)
+        assert measured == len(cells) * len(pairs)
 
 
 @given(seed=seeds, n=sizes, corruption=corruptions)

@@ -1,0 +1,239 @@
+"""A model's own modules and weights, laid out for the fast engine.
+
+TransformerLens gives every family the same names (``ln1``, ``attn.q``, ``mlp.in``), so that only
+what differs between families is written here: how positions enter, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+from transformer_lens.model_bridge import TransformerBridge
+from transformers.activations import NewGELUActivation
+from transformers.models.gpt_neox import modeling_gpt_neox
+from transformers.models.gptj import modeling_gptj
+from transformers.models.llama import modeling_llama
+from transformers.pytorch_utils import Conv1D
+
+Heads = Float[Tensor, "row position head d_head"]
+Rotate = Callable[[Heads], Heads]
+Apply = Callable[..., tuple[Tensor, Tensor]]
+
+
+def _no_rotation(model: TransformerBridge, positions: Int[Tensor, " position"]) -> Rotate:
+    return lambda heads: heads
+
+
+def _shared_rotation(apply: Apply) -> Callable[[TransformerBridge, Tensor], Rotate]:
+    """For families with one module of rotary embeddings for all layers."""
+
+    def rotation(model: TransformerBridge, positions: Int[Tensor, " position"]) -> Rotate:
+        like = torch.empty(0, device=positions.device, dtype=model.cfg.dtype)
+        cos, sin = model.rotary_emb.original_component(like, position_ids=positions[None])
+        # Queries and keys are rotated one at a time; no heads stand in for the other.
+        return lambda heads: apply(heads, heads[:, :, :0], cos, sin, unsqueeze_dim=2)[0]
+
+    return rotation
+
+
+def _gptj_rotation(model: TransformerBridge, positions: Int[Tensor, " position"]) -> Rotate:
+    attention = model.blocks[0].attn.original_component
+    table = attention.embed_positions.to(positions.device)[positions][None].to(model.cfg.dtype)
+    sin, cos = table.chunk(2, dim=-1)
+    width = table.shape[-1]
+
+    def rotate(heads: Heads) -> Heads:
+        turned = modeling_gptj.apply_rotary_pos_emb(heads[..., :width], sin, cos)
+        return torch.cat((turned, heads[..., width:]), dim=-1)
+
+    return rotate
+
+
+ROTATIONS: dict[str, Callable[[TransformerBridge, Tensor], Rotate]] = {
+    "gpt2": _no_rotation,
+    "gptj": _gptj_rotation,
+    "gpt_neox": _shared_rotation(modeling_gpt_neox.apply_rotary_pos_emb),
+    "llama": _shared_rotation(modeling_llama.apply_rotary_pos_emb),
+    "qwen2": _shared_rotation(modeling_llama.apply_rotary_pos_emb),
+    "qwen3": _shared_rotation(modeling_llama.apply_rotary_pos_emb),
+}
+"""For each family, as Hugging Face's ``model_type`` names it, how queries and keys are turned."""
+
+
+def obstacle(model: TransformerBridge) -> str | None:
+    """Why the fast engine cannot run a model, or None where it can."""
+    config = getattr(model.original_model, "config", None)
+    family = getattr(config, "model_type", None) or type(model.original_model).__name__
+    if family not in ROTATIONS:
+        return f"the architecture {family!r} is not described (described: {', '.join(ROTATIONS)})"
+    if set(getattr(config, "layer_types", None) or ()) - {"full_attention"}:
+        return "some of its layers attend to a sliding window only"
+    if getattr(config, "scale_attn_by_inverse_layer_idx", False):
+        return "its attention is scaled by layer"
+    for name, point in model.hook_dict.items():
+        if point.fwd_hooks:
+            return f"a hook is attached at {name!r}, and only the hook engine runs it"
+    return None
+
+
+def _linear(component: Any) -> Callable[[Tensor], Tensor]:
+    """The affine map of a bridged linear module, whichever way round its weight is stored."""
+    module = component.original_component
+    weight = module.weight.T if isinstance(module, Conv1D) else module.weight
+    return lambda x: functional.linear(x, weight, module.bias)
+
+
+def _activation(mlp: Any) -> Callable[[Tensor], Tensor]:
+    function = getattr(mlp, "act", None) or mlp.act_fn
+    # The same function, in one kernel instead of eight.
+    return nn.GELU(approximate="tanh") if isinstance(function, NewGELUActivation) else function
+
+
+class Block:
+    """One layer, without hooks.
+
+    Args:
+        block: the layer as TransformerLens wraps it.
+        n_heads: how many heads write.
+        parallel: whether attention and MLP read the same residual stream.
+    """
+
+    # Torch does not tell a type checker what a module's submodules are.
+    def __init__(self, block: Any, n_heads: int, parallel: bool):
+        attn, mlp = block.attn, block.mlp
+        self.n_heads, self.parallel = n_heads, parallel
+        self._q, self._k, self._v = map(_linear, (attn.q, attn.k, attn.v))
+        self._norm_attention = block.ln1.original_component
+        second = getattr(block, "ln2", None)
+        self._norm_mlp = self._norm_attention if second is None else second.original_component
+        self._q_norm = getattr(attn, "q_norm", None) and attn.q_norm.original_component
+        self._k_norm = getattr(attn, "k_norm", None) and attn.k_norm.original_component
+        self.write = _linear(attn.o)
+        self._in, self._out = _linear(getattr(mlp, "in")), _linear(mlp.out)
+        gate = getattr(mlp, "gate", None)
+        self._gate = None if gate is None else _linear(gate)
+        self._activation = _activation(mlp.original_component)
+        output = attn.o.original_component
+        weight = output.weight if isinstance(output, Conv1D) else output.weight.T
+        self.W_O = weight.unflatten(0, (n_heads, -1))
+        self.d_head = self.W_O.shape[1]
+
+    def project(
+        self,
+        x: Float[Tensor, "row position d_model"],
+        queries: slice,
+        rotate_queries: Rotate,
+        rotate_keys: Rotate,
+    ) -> tuple[Heads, Heads, Heads]:
+        """Queries at some positions, keys and values at all."""
+        normed = self._norm_attention(x)
+        q, k, v = self._q(normed[:, queries]), self._k(normed), self._v(normed)
+        q, k, v = (part.unflatten(-1, (-1, self.d_head)) for part in (q, k, v))
+        if self._q_norm and self._k_norm:
+            q, k = self._q_norm(q), self._k_norm(k)
+        return rotate_queries(q), rotate_keys(k), v
+
+    def attend(
+        self, q: Heads, k: Heads, v: Heads, mask: Tensor | None
+    ) -> Float[Tensor, "row position d_heads"]:
+        """z, its heads side by side."""
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        if k.shape[1] != q.shape[1]:
+            times = q.shape[1] // k.shape[1]
+            k, v = k.repeat_interleave(times, dim=1), v.repeat_interleave(times, dim=1)
+        z = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return z.transpose(1, 2).flatten(2)
+
+    def feed(self, x: Float[Tensor, "row position d_model"]) -> Tensor:
+        """What the MLP adds, given the residual stream that it reads."""
+        normed = self._norm_mlp(x)
+        if self._gate is None:
+            return self._out(self._activation(self._in(normed)))
+        return self._out(self._activation(self._gate(normed)) * self._in(normed))
+
+
+class Network:
+    """A model without hooks: embedding, blocks and unembedding.
+
+    Args:
+        model: a model that has no `obstacle`.
+    """
+
+    def __init__(self, model: TransformerBridge):
+        parallel = bool(getattr(model.cfg, "parallel_attn_mlp", False))
+        config: Any = model.original_model.config
+        self.model: Any = model
+        self.device = torch.device(str(model.cfg.device))
+        self.blocks = [Block(block, model.cfg.n_heads, parallel) for block in model.blocks]
+        self.parallel = parallel
+        self._rotation = ROTATIONS[config.model_type]
+        self._norm = self.model.ln_final.original_component
+        self._unembed = _linear(model.unembed)
+
+    def embed(
+        self,
+        tokens: Int[Tensor, "row position"],
+        noise: Float[Tensor, "row position d_model"] | None,
+    ) -> Float[Tensor, "row position d_model"]:
+        """The residual stream before the first block; noise is added to the token embeddings."""
+        tokens = tokens.to(self.device)
+        x = self.model.embed.original_component(tokens)
+        if noise is not None:
+            x = x + noise.to(x)
+        positions = getattr(self.model, "pos_embed", None)
+        if positions is not None:
+            places = torch.arange(tokens.shape[1], device=self.device)
+            x = x + positions.original_component(places)
+        return x
+
+    def rotation(self, start: int, stop: int) -> Rotate:
+        """How queries and keys at some positions are turned."""
+        return self._rotation(self.model, torch.arange(start, stop, device=self.device))
+
+    def unembed(self, x: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row vocab"]:
+        """Logits, in single precision."""
+        return self._unembed(self._norm(x)).float()
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a model's activations take, in bytes.
+
+    Args:
+        layers: how many layers.
+        width: one position of the residual stream.
+        heads: one position of z.
+        keys: one position of the keys, and of the values, as they are stored.
+        hidden: one position inside an MLP.
+        logits: one position's logits, in single precision.
+    """
+
+    layers: int
+    width: int
+    heads: int
+    keys: int
+    hidden: int
+    logits: int
+
+    @staticmethod
+    def of(network: Network) -> Sizes:
+        """Measures a network."""
+        cfg, block = network.model.cfg, network.blocks[0]
+        size = block.W_O.element_size()
+        groups = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
+        hidden = network.model.blocks[0].mlp.out.original_component.weight.numel() // cfg.d_model
+        gates = 2 if block._gate is not None else 1
+        return Sizes(
+            layers=cfg.n_layers,
+            width=size * cfg.d_model,
+            heads=size * cfg.n_heads * block.d_head,
+            keys=size * groups * block.d_head,
+            hidden=size * hidden * gates,
+            logits=4 * network.model.unembed.original_component.weight.shape[0],
+        )
