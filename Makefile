@@ -14,7 +14,7 @@ INSTALLED := .venv/.installed
 START := notebooks/00_start_here.ipynb
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test run test-browser notebooks lint clean
+.PHONY: help lab test run test-browser bench notebooks lint clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +39,9 @@ run: notebooks  ## Execute all notebooks
 
 test-browser: $(INSTALLED)  ## Run the tests in Chromium (needs chromium and chromedriver)
 	$(BIN)/pytest tests -m browser
+
+bench: $(INSTALLED)  ## Measure how fast patching is (some ten minutes)
+	$(BIN)/python tests/bench.py
 
 notebooks: $(INSTALLED)  ## Bring each .ipynb in line with its .py text, keeping the outputs
 	$(BIN)/jupytext --sync notebooks/*.py

@@ -1,9 +1,11 @@
 """patchlib: activation patching as Zhang & Nanda (ICLR 2024) describe it."""
 
-from patchlib import metrics, mini, notebooks, pairs, paper, plot, tasks
+from patchlib import experiments, metrics, mini, notebooks, pairs, paper, plot, tasks
+from patchlib.baselines import answered, baselines
 from patchlib.circuits_view import AttentionHeads
 from patchlib.corruption import GN, STR
 from patchlib.detection import detect, heads_of
+from patchlib.effects import stolfo, sum_windows
 from patchlib.errors import PatchlibError
 from patchlib.explore import explore
 from patchlib.heads import attention_patterns, attention_to, copying_score
@@ -19,10 +21,13 @@ __all__ = [
     "PatchlibError",
     "Prompt",
     "PromptPairs",
+    "answered",
     "attention_patterns",
     "attention_to",
+    "baselines",
     "copying_score",
     "detect",
+    "experiments",
     "explore",
     "heads_of",
     "interval",
@@ -35,5 +40,7 @@ __all__ = [
     "patch",
     "patch_together",
     "plot",
+    "stolfo",
+    "sum_windows",
     "tasks",
 ]

@@ -38,8 +38,11 @@ _WINDOWS = (1, 3, 5)
 _LISTED = 8
 # Characters; inches; and where the lines of a pattern become too low for its labels.
 _CAPTION_WIDTH, _PAGE_WIDTH, _LABELS_TOUCH = 90, 10.0, 0.7
+# Inches that a character of a caption takes, on average and with a little room.
+_CHARACTER_WIDTH = 0.07
 # Denser than the pixels of a page, so that small type stays sharp.
 _DPI, _PAGE_DPI = 144, 96
+_PICTURES_KEPT = 64
 
 
 def explore(
@@ -314,15 +317,23 @@ class _Picture:
         self.caption = "nothing computed yet"
         self._key: Hashable = None
         self._handle: DisplayHandle | None = None
+        # What was drawn last, so that going back to it takes no time.
+        self._drawn: dict[Hashable, tuple[Figure, bytes]] = {}
 
     def draw(self, key: Hashable, caption: str, make: Callable[[], Figure]) -> None:
         """Replaces the figure where it would be another one."""
         if self.figure is not None and key == self._key:
             return
-        figure = make()
-        lines = [textwrap.fill(line, _CAPTION_WIDTH) for line in caption.splitlines()]
-        figure.suptitle("\n".join(lines), fontsize=9, parse_math=False)
-        self.figure, self.caption, self._key = figure, caption, key
+        if key not in self._drawn:
+            figure = make()
+            lines = [textwrap.fill(line, _CAPTION_WIDTH) for line in caption.splitlines()]
+            figure.suptitle("\n".join(lines), fontsize=9, parse_math=False)
+            widest = max(len(line) for text in lines for line in text.splitlines())
+            figure.set_figwidth(max(figure.get_figwidth(), widest * _CHARACTER_WIDTH))
+            self._drawn[key] = figure, _png(figure)
+            if len(self._drawn) > _PICTURES_KEPT:
+                del self._drawn[next(iter(self._drawn))]
+        self.figure, self.caption, self._key = self._drawn[key][0], caption, key
         if self._handle is not None:
             self._send(self._handle.update)
 
@@ -336,7 +347,7 @@ class _Picture:
         data: dict[str, Any] = {"text/plain": self.caption}
         metadata = {}
         if self.figure is not None:
-            data["image/png"] = png = _png(self.figure)
+            data["image/png"] = png = self._drawn[self._key][1]
             (pixels,) = struct.unpack(">I", png[16:20])
             metadata["image/png"] = {"width": pixels * _PAGE_DPI // _DPI}
         send(data, raw=True, metadata=metadata)
@@ -356,8 +367,9 @@ def _fit_page(figure: Figure, marked: set[int]) -> None:
 
 
 def _png(figure: Figure) -> bytes:
+    # Not cut to a tight box, for which everything would have to be drawn twice.
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=_DPI, bbox_inches="tight", facecolor="white")
+    figure.savefig(file, format="png", dpi=_DPI, facecolor="white")
     return file.getvalue()
 
 

@@ -30,8 +30,8 @@ from patchlib.runs import Run, run_with_edits
 Residual = Float[Tensor, "row position d_model"]
 
 # Rows that go through a CPU together: enough for large matrix products, few enough for its caches.
-_TOKENS_PER_PASS_ON_CPU = 4096
-_ROWS_PER_READING = 256
+_TOKENS_PER_PASS_ON_CPU = 2048
+_ROWS_PER_READING = 128
 
 
 @dataclass(frozen=True)

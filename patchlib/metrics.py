@@ -1,4 +1,4 @@
-"""How to measure: probability, logit difference, KL divergence and three more (Section 2.1).
+"""How to measure: probability, logit difference, KL divergence and four more (Section 2.1).
 
 Each metric turns the logits at the last position into one number per prompt. Its effect compares
 the patched run with the corrupted run that it started from; the sign is such that a patch which
@@ -57,6 +57,11 @@ def probability(logits: Logits, r: Answers, r_wrong: Answers, source: Logits) ->
     return log_probability(logits, r, r_wrong, source).exp()
 
 
+def wrong_probability(logits: Logits, r: Answers, r_wrong: Answers, source: Logits) -> Tensor:
+    """P(r'); over a set of wrong answers their sum."""
+    return probability(logits, r_wrong, r, source)
+
+
 def logit_difference(logits: Logits, r: Answers, r_wrong: Answers, source: Logits) -> Tensor:
     """Logit(r) - Logit(r'), in nats; over sets the difference of the sums (Appendix E)."""
     return _over(logits, r, torch.sum, 0.0) - _over(logits, r_wrong, torch.sum, 0.0)
@@ -92,6 +97,7 @@ METRICS = {
         Metric("prob", "probability", probability),
         Metric("kl", "KL divergence (nats)", kl_divergence, sign=-1),
         Metric("log_prob", "log probability (nats)", log_probability),
+        Metric("wrong_prob", "probability of r'", wrong_probability, sign=-1),
         Metric("rank", "rank (places)", rank, sign=-1),
         Metric("accuracy", "accuracy", accuracy),
     )

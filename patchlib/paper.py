@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import xarray as xr
 
+from patchlib.detection import detect
 from patchlib.errors import PatchlibError
 
 RESULTS = Path(__file__).parents[1] / "data" / "paper_results.json"
+RECORDS = Path(__file__).parents[1] / "_build" / "paper"
 _SIGNS = ("positive", "negative")
 _NOT_MEASURED = "not measured"
 # What pl.load_model calls the models whose heads the paper lists; folders are known by their name.
@@ -164,6 +167,77 @@ def compare_heads(
     frame = pd.DataFrame(rows)
     counts = [name for name in _agreement([], None) if name in frame]
     return frame.astype({name: "Int64" for name in counts})
+
+
+def compare(fx: Mapping[str, xr.Dataset], table: str) -> pd.DataFrame:
+    """Sets detected heads beside one of the paper's tables, and records them for the results page.
+
+    Args:
+        fx: results of `patchlib.patch` on heads by the name of their corruption (``"STR"``,
+            ``"GN"``), as means over prompts.
+        table: ``"table1"`` to ``"table5"``.
+
+    Returns:
+        What `compare_heads` gives; for ``"table1"`` what `class_counts` gives.
+
+    Raises:
+        PatchlibError: for a table that does not list heads, and as `patchlib.detect` does.
+
+    Example:
+        >>> import patchlib as pl
+        >>> model = pl.load_model()
+        >>> pairs = pl.tasks.ioi(model, n=8)
+        >>> fx = pl.patch(model, pairs, corruption=pl.STR("S1+IO"), progress=False)
+        >>> compare({"STR": fx}, "table4").columns[:3].tolist()
+        ['corruption', 'metric', 'sign']
+    """
+    found = {name: detect(result) for name, result in fx.items()}
+    model = next(iter(fx.values())).attrs["model"]
+    if table == "table1":
+        return class_counts(found, model)
+    frame = compare_heads(found, model, table)
+    measured = [
+        {name: row[name] for name in ("corruption", "metric", "sign")} | {"heads": row["this run"]}
+        for row in frame.to_dict("records")
+    ]
+    _write(table, {"model": model, "values": measured, "why": ""})
+    return frame
+
+
+def record(id: str, values: Any, model: str, why: str = "") -> None:
+    """Keeps what a run measured beside one of the paper's entries, for the results page.
+
+    Args:
+        id: the entry, as in `value`.
+        values: numbers or text in the entry's own nesting, as far as they were measured.
+        model: the model, as in ``fx.attrs["model"]``.
+        why: the reason for whatever is missing.
+
+    Raises:
+        PatchlibError: for an unknown entry, and for a name that the entry does not have.
+    """
+    unknown = _unknown(values, value(id))
+    if unknown:
+        raise PatchlibError(f"entry {id!r} has no {', '.join(unknown)}: use the paper's own names")
+    _write(id, {"model": model, "values": values, "why": why})
+
+
+def _unknown(here: Any, paper: Any) -> list[str]:
+    if not isinstance(here, dict):
+        return []
+    if not isinstance(paper, dict):
+        return list(map(repr, here))
+    new = [repr(name) for name in here if str(name) not in paper]
+    for name in here:
+        if str(name) in paper:
+            new += _unknown(here[name], paper[str(name)])
+    return new
+
+
+def _write(id: str, content: dict[str, Any]) -> None:
+    RECORDS.mkdir(parents=True, exist_ok=True)
+    path = RECORDS / f"{id}.json"
+    path.write_text(json.dumps(content, indent=1, default=float) + "\n", encoding="utf-8")
 
 
 def table(rows: Iterable[tuple[str, Any, Any, str]], decimals: int = 2) -> pd.DataFrame:

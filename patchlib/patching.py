@@ -28,6 +28,7 @@ from patchlib import metrics as metric_definitions
 from patchlib.cells import Cell, Limits, Where, heads_cell
 from patchlib.checkpoint import Checkpoint, fingerprints, places
 from patchlib.corruption import GN, STR, Corruption
+from patchlib.effects import layers_before
 from patchlib.errors import PatchlibError
 from patchlib.models import describe
 from patchlib.pairs import PromptPairs
@@ -338,7 +339,7 @@ def _frame(
             f"window={window}, before={before}: give at least one window, and as many values of "
             "before= as windows"
         )
-    reach = [(w, _layers_before(w, b, n_layers)) for w, b in zip(windows, befores, strict=True)]
+    reach = [(w, layers_before(w, b, n_layers)) for w, b in zip(windows, befores, strict=True)]
     if component == "head" and windows != [1]:
         raise PatchlibError(
             f"window={window} with component='head': heads of different layers have nothing in "
@@ -389,20 +390,6 @@ def _frame(
     return _Frame(
         coordinates, taken[0] if isinstance(window, int) else ", ".join(map(str, taken)), cells
     )
-
-
-def _layers_before(window: int, before: int | None, n_layers: int) -> int:
-    if not isinstance(window, int) or not 1 <= window <= n_layers:
-        raise PatchlibError(f"window={window}: with {n_layers} layers 1 to {n_layers} are allowed")
-    if window % 2 == 0 and before is None:
-        raise PatchlibError(
-            f"window={window} is even and has no middle layer: state with before= how many of its "
-            f"layers lie before layer l; before={window // 2} is what ROME's code does"
-        )
-    before = window // 2 if before is None else before
-    if not 0 <= before < window:
-        raise PatchlibError(f"before={before}: a window of {window} allows 0 to {window - 1}")
-    return before
 
 
 def _choose_engine(

@@ -85,7 +85,8 @@ def test_attn_only_is_loaded_and_patched(attn_only):
     model, weights = attn_only
     assert torch.equal(model.W_E.detach(), weights["embed.W_E"])
     pairs = pl.tasks.docstring(model, n=3, prepend_bos=True)
-    fx = pl.patch(model, pairs, corruption=pl.STR("C_def"), progress=False)
+    options = {"corruption": pl.STR("C_def"), "engine": "hooks", "progress": False}
+    fx = pl.patch(model, pairs, **options)
     assert dict(fx.effect.sizes) == {"metric": 3, "layer": 2, "head": 2}
-    whole = pl.patch(model, pairs, "resid", corruption=pl.STR("C_def"), progress=False)
+    whole = pl.patch(model, pairs, "resid", **options)
     assert float(whole.effect.sel(metric="logit_diff", layer=0)) == pytest.approx(1, abs=1e-5)

@@ -1,0 +1,104 @@
+"""Effects worked out from those of `patchlib.patch`: sums over windows, and Stolfo's metric."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from patchlib.errors import PatchlibError
+
+
+def sum_windows(single: xr.DataArray, window: int, before: int | None = None) -> xr.DataArray:
+    """Adds up single layers' effects over each layer's window (Section 5).
+
+    What restoring the layers of a window jointly does beyond this sum is the work of several
+    layers together.
+
+    Args:
+        single: effects of layers restored one at a time (``window=1``), with a dimension
+            ``layer``.
+        window: how many adjacent layers to add.
+        before: for an even window, how many of its layers lie before layer l, as in
+            `patchlib.patch`.
+
+    Returns:
+        The sums, labelled like ``single``; windows are cut at the first and the last layer.
+
+    Raises:
+        PatchlibError: where there is no dimension ``layer``, or the window makes no sense.
+
+    Example:
+        >>> single = xr.DataArray([1.0, 2.0, 4.0], dims="layer")
+        >>> sum_windows(single, 3).values.tolist()
+        [3.0, 7.0, 6.0]
+    """
+    if "layer" not in single.dims:
+        raise PatchlibError(
+            f"these effects have the dimensions {', '.join(map(str, single.dims))}: sums over "
+            "windows need a dimension 'layer'"
+        )
+    n_layers = single.sizes["layer"]
+    reach = layers_before(window, before, n_layers)
+    spans = [
+        slice(max(0, layer - reach), min(n_layers, layer - reach + window))
+        for layer in range(n_layers)
+    ]
+    sums = [single.isel(layer=span).sum("layer", skipna=False) for span in spans]
+    return xr.concat(sums, dim=single.layer).transpose(*single.dims)
+
+
+def layers_before(window: int, before: int | None, n_layers: int) -> int:
+    """How many layers of a window lie before its layer l.
+
+    Raises:
+        PatchlibError: for a window that does not fit the model, or an even one without ``before``.
+    """
+    if not isinstance(window, int) or not 1 <= window <= n_layers:
+        raise PatchlibError(f"window={window}: with {n_layers} layers 1 to {n_layers} are allowed")
+    if window % 2 == 0 and before is None:
+        raise PatchlibError(
+            f"window={window} is even and has no middle layer: state with before= how many of its "
+            f"layers lie before layer l; before={window // 2} is what ROME's code does"
+        )
+    before = window // 2 if before is None else before
+    if not 0 <= before < window:
+        raise PatchlibError(f"before={before}: a window of {window} allows 0 to {window - 1}")
+    return before
+
+
+def stolfo(fx: xr.Dataset) -> xr.DataArray:
+    """The metric of Stolfo et al. (2023), equation 2 of Appendix C, for each prompt.
+
+    ½ · [(P_pt(r) − P_*(r)) / P_*(r) + (P_*(r') − P_pt(r')) / P_pt(r')]: relative changes of both
+    answers, without a unit. Its denominators may be tiny, and then it is huge.
+
+    Args:
+        fx: a result of `patchlib.patch` with ``keep_prompts=True``, denoising, with the metrics
+            ``prob`` and ``wrong_prob``.
+
+    Returns:
+        The effect over the dimensions of ``fx.effect`` but ``metric``; its mean over prompts is
+        what the paper's figures show.
+
+    Raises:
+        PatchlibError: where ``fx`` lacks a metric or the values per prompt.
+
+    Example:
+        >>> import patchlib as pl
+        >>> model = pl.load_model()
+        >>> fx = pl.patch(model, pl.tasks.arithmetic(model, n=4), "mlp", positions="last",
+        ...               corruption=pl.STR("X3+Y3"), metrics=["prob", "wrong_prob"],
+        ...               keep_prompts=True, progress=False)
+        >>> dict(stolfo(fx).sizes)
+        {'prompt': 4, 'layer': 8}
+    """
+    missing = {"prob", "wrong_prob"} - set(np.atleast_1d(fx.metric.values).tolist())
+    if missing or "prompt" not in fx.dims or fx.attrs.get("direction") != "denoise":
+        raise PatchlibError(
+            "Stolfo's metric needs pl.patch(..., metrics=['prob', 'wrong_prob'], "
+            "keep_prompts=True) with direction='denoise'"
+        )
+    right, wrong = fx.sel(metric="prob", drop=True), fx.sel(metric="wrong_prob", drop=True)
+    gained = (right.patched - right.corrupted) / right.corrupted
+    lost = (wrong.corrupted - wrong.patched) / wrong.patched
+    return 0.5 * (gained + lost)
