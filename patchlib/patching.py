@@ -441,20 +441,21 @@ class _Sweep:
         patched = np.full((*shape, self.frame.n_cells), np.nan)
         unpatched = np.full((2, *shape), np.nan)
         done = np.zeros(patched.shape[1:], dtype=bool)
-        pieces = iter(()) if self.checkpoint is None else self.checkpoint.pieces()
-        for piece in pieces:
-            at = piece["prompt"].values[:, None], piece["draw"].values[:, None]
-            patched[(slice(None), *at, piece["cell"].values)] = piece["patched"].values
-            unpatched[:, :, at[0][:, 0], at[1][:, 0]] = piece["unpatched"].values
-            done[(*at, piece["cell"].values)] = True
+
+        def enter(piece: xr.Dataset) -> None:
+            at = piece["prompt"].values, piece["draw"].values
+            unpatched[:, :, at[0], at[1]] = piece["unpatched"].values
+            rectangle = at[0][:, None], at[1][:, None], piece["cell"].values
+            patched[(slice(None), *rectangle)] = piece["patched"].values
+            done[rectangle] = True
             advance(piece["patched"].sizes["instance"] * piece["patched"].sizes["cell"])
+
+        for piece in self.checkpoint.pieces() if self.checkpoint is not None else ():
+            enter(piece)
         for piece in self._pieces(done):
-            at = piece["prompt"].values[:, None], piece["draw"].values[:, None]
-            patched[(slice(None), *at, piece["cell"].values)] = piece["patched"].values
-            unpatched[:, :, at[0][:, 0], at[1][:, 0]] = piece["unpatched"].values
             if self.checkpoint is not None:
                 self.checkpoint.save(piece)
-            advance(piece["patched"].sizes["instance"] * piece["patched"].sizes["cell"])
+            enter(piece)
         return _dataset(
             self.metrics,
             patched.swapaxes(1, 2),
@@ -468,7 +469,10 @@ class _Sweep:
         """Every pass over what is not done yet."""
         draws = range(self.corruption.draws)
         for index, group in self.pairs.by_length():
-            size = max(1, _INSTANCES // len(draws))
+            # The noise of all instances that are prepared takes a small part of the budget.
+            noise = 4 * len(group.prompts[0].clean) * self.model.cfg.d_model
+            at_once = min(_INSTANCES, self.limits.memory // (16 * noise))
+            size = max(1, at_once // len(draws))
             for start in range(0, len(group), size):
                 rows = list(range(start, min(start + size, len(group))))
                 # What is left of a stopped sweep need not be the same for every instance.

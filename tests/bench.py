@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from memory import Memory
 from torch.utils.flop_counter import FlopCounterMode
 from transformer_lens import patching
 from transformer_lens.model_bridge import TransformerBridge
@@ -94,28 +95,16 @@ class Clock:
 
         return many * 2 * 2048 * 768 * 3072 / self.seconds(multiply)
 
-    def peak(self, work: Callable[[], object]) -> float:
-        """How much memory a piece of work takes at most, in MiB."""
-        if self.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            work()
-            return (torch.cuda.max_memory_allocated() - before) / 2**20
-        if platform.system() != "Linux":
-            return float("nan")
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _status("VmRSS")
-        work()
-        return (_status("VmHWM") - before) / 2**10
-
     def _wait(self) -> None:
         if self.device == "cuda":
             torch.cuda.synchronize()
 
 
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+def peak(model: TransformerBridge, work: Callable[[], object]) -> float:
+    """How many MiB of tensors a piece of work holds at most, beside the model."""
+    with Memory(model) as memory:
+        work()
+    return memory.most / 2**20
 
 
 def sweep(model: TransformerBridge, pairs: PromptPairs, **settings: Any) -> Callable[[], object]:
@@ -202,7 +191,7 @@ def against_others(clock: Clock, device: str) -> list[Row]:
                 "times faster": one * cells / seconds,
                 "aim": target,
                 "share of matmul rate": counter.get_total_flops() / seconds / rate,
-                "peak MiB": clock.peak(work),
+                "peak MiB": peak(model, work),
             }
         )
         show(table[-1:])
@@ -217,7 +206,7 @@ def of_mini(clock: Clock, device: str) -> list[Row]:
     for corruption in (pl.STR("S2"), pl.GN("S2"), pl.STR("S1+IO"), pl.GN("S1+IO", draws=10)):
         work = sweep(model, pairs, component="head", corruption=corruption)
         row = {"work": f"mini, all heads, 100 prompts, {corruption}"}
-        table.append(row | {"seconds": clock.seconds(work), "peak MiB": clock.peak(work)})
+        table.append(row | {"seconds": clock.seconds(work), "peak MiB": peak(model, work)})
         show(table[-1:])
     return table
 
@@ -241,7 +230,7 @@ def growth(clock: Clock, device: str) -> list[Row]:
             cells = chosen["layers"] * chosen["heads"]
             row = {"work": f"{size} = {value}", "cells": cells, "seconds": seconds}
             table.append(
-                row | {"ms per cell": 1000 * seconds / cells, "peak MiB": clock.peak(work)}
+                row | {"ms per cell": 1000 * seconds / cells, "peak MiB": peak(model, work)}
             )
             show(table[-1:])
     return table

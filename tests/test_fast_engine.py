@@ -3,7 +3,6 @@
 import dataclasses
 import re
 import warnings
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
+from memory import Memory
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import (
     AutoModelForCausalLM,
@@ -250,33 +249,6 @@ def test_a_model_that_computes_something_else(tiny_folders: Callable[[str], Path
         pl.patch(model, pairs, corruption=pl.STR("S2"), engine="fast", progress=False)
 
 
-class _Memory(TorchDispatchMode):
-    """Counts the bytes of all tensors alive beside a model's, and remembers the most there were."""
-
-    def __init__(self, model: TransformerBridge) -> None:
-        super().__init__()
-        self.now = self.most = 0
-        own = (*model.parameters(), *model.buffers())
-        self._known = {tensor.untyped_storage()._cdata for tensor in own}
-
-    def _forget(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                key, size = storage._cdata, storage.nbytes()
-                if key not in self._known:
-                    self._known.add(key)
-                    weakref.finalize(storage, self._forget, key, size)
-                    self.now += size
-                    self.most = max(self.most, self.now)
-        return result
-
-
 @pytest.mark.parametrize("component", patching.COMPONENTS)
 def test_memory_budget(tiny: TransformerBridge, component: str):
     """Less memory takes longer and gives the same numbers; no budget is overrun."""
@@ -287,7 +259,7 @@ def test_memory_budget(tiny: TransformerBridge, component: str):
     (smallest,) = re.findall(r"give memory_budget=(\d+) or more", str(refused.value))
     reference = pl.patch(tiny, pairs, component, **options)
     for budget in (int(smallest), 2 * int(smallest), 16 * int(smallest)):
-        with _Memory(tiny) as memory:
+        with Memory(tiny) as memory:
             fx = pl.patch(tiny, pairs, component, memory_budget=budget, **options)
         assert memory.most <= budget
         for name in VARIABLES:

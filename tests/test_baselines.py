@@ -1,0 +1,66 @@
+"""Unpatched runs agree with those inside a sweep, and wrong answers are dropped and counted."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+import patchlib as pl
+
+METRICS = ("logit_diff", "prob", "kl", "accuracy")
+
+
+@pytest.mark.parametrize("corruption", [pl.STR("subject"), pl.GN("subject", draws=3)])
+def test_they_are_those_of_a_sweep(mini, corruption):
+    """Prompts of several lengths, each found again at its place."""
+    pairs = pl.tasks.factual_recall(mini, n=9)
+    runs = pl.baselines(mini, pairs, corruption, METRICS)
+    options = {"keep_prompts": True, "progress": False, "engine": "hooks", "metrics": METRICS}
+    fx = pl.patch(mini, pairs, "resid", corruption=corruption, **options)
+    for name in ("clean", "corrupted"):
+        ours = runs[name].transpose("metric", "prompt")
+        np.testing.assert_allclose(ours, fx[name].transpose("metric", "prompt"), atol=1e-5)
+    assert float(runs.clean.sel(metric="kl").max()) == 0
+    assert runs.attrs.items() >= corruption.describe().items()
+
+
+def test_without_a_corruption_there_is_one_run(mini):
+    runs = pl.baselines(mini, pl.tasks.ioi(mini, n=5), metrics=["prob"])
+    assert list(runs.data_vars) == ["clean"]
+    assert float(runs.clean.mean()) > 0.3
+
+
+def test_wrong_answers_are_dropped_and_counted(mini):
+    """Two of the prompts are given answers that the model does not expect."""
+    pairs = pl.answered(mini, pl.tasks.arithmetic(mini, n=6))
+    assert len(pairs) >= 4
+    prompts = list(pairs.prompts)
+    for row in (0, 3):
+        prompts[row] = dataclasses.replace(prompts[row], answers=prompts[row].wrong_answers)
+    spoilt = dataclasses.replace(pairs, prompts=tuple(prompts))
+    kept = pl.answered(mini, spoilt)
+    assert kept.settings["dropped"] == 2
+    assert kept.texts == [text for row, text in enumerate(pairs.texts) if row not in (0, 3)]
+    with torch.no_grad():
+        for _, group in kept.by_length():
+            top = mini(group.clean_tokens)[:, -1].argmax(-1)
+            assert torch.equal(top, group.answers)
+    none = dataclasses.replace(spoilt, prompts=(prompts[0], prompts[3]))
+    with pytest.raises(pl.PatchlibError, match="answers none of these 2 prompts"):
+        pl.answered(mini, none)
+
+
+def test_the_other_answer(mini):
+    """P(r') is P(r) with the answers exchanged."""
+    pairs = pl.tasks.greater_than(mini, n=5)
+    exchanged = dataclasses.replace(
+        pairs,
+        prompts=tuple(
+            dataclasses.replace(p, answers=p.wrong_answers, wrong_answers=p.answers)
+            for p in pairs.prompts
+        ),
+    )
+    wrong = pl.baselines(mini, pairs, metrics=["wrong_prob"]).clean
+    right = pl.baselines(mini, exchanged, metrics=["prob"]).clean
+    np.testing.assert_allclose(wrong.values, right.values, atol=1e-7)

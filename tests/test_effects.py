@@ -1,0 +1,80 @@
+"""Sums over windows and Stolfo's metric, worked out by hand."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import patchlib as pl
+
+
+def single(n: int = 6) -> xr.DataArray:
+    values = 2.0 ** np.arange(n)
+    return xr.DataArray([values, -values], dims=("metric", "layer"), coords={"layer": range(n)})
+
+
+def test_windows_are_cut_at_the_edges():
+    """Powers of two show which layers were added."""
+    summed = pl.sum_windows(single(), 3)
+    assert summed.sel(metric=0).values.tolist() == [3, 7, 14, 28, 56, 48]
+    assert summed.sel(metric=1).values.tolist() == [-3, -7, -14, -28, -56, -48]
+    assert summed.dims == ("metric", "layer")
+    # ROME's window of 4 around layer l: l - 2 to l + 1.
+    even = pl.sum_windows(single().sel(metric=0), 4, before=2)
+    assert even.values.tolist() == [3, 7, 15, 30, 60, 56]
+    xr.testing.assert_equal(pl.sum_windows(single(), 1), single())
+
+
+def test_a_layer_that_was_not_measured_spoils_its_windows():
+    missing = single().where(single().layer != 4)
+    summed = pl.sum_windows(missing, 3).sel(metric=0)
+    assert summed.isnull().values.tolist() == [False, False, False, True, True, True]
+
+
+def test_windows_that_make_no_sense():
+    with pytest.raises(pl.PatchlibError, match="window=7: with 6 layers 1 to 6"):
+        pl.sum_windows(single(), 7)
+    with pytest.raises(pl.PatchlibError, match="window=2 is even"):
+        pl.sum_windows(single(), 2)
+    with pytest.raises(pl.PatchlibError, match="need a dimension 'layer'"):
+        pl.sum_windows(single().rename(layer="head"), 3)
+
+
+def test_a_linear_model_has_nothing_beyond_the_sum():
+    """Where layers add up, restoring them jointly is the sum of restoring each."""
+    effects = np.array([0.1, 0.4, 0.2, 0.3])
+    jointly = [effects[max(0, i - 1) : i + 2].sum() for i in range(4)]
+    summed = pl.sum_windows(xr.DataArray(effects, dims="layer"), 3)
+    np.testing.assert_allclose(summed, jointly)
+
+
+def dataset(corrupted: tuple[float, float], patched: tuple[float, float]) -> xr.Dataset:
+    metrics = ["prob", "wrong_prob"]
+    return xr.Dataset(
+        {
+            "patched": (("metric", "prompt", "layer"), np.reshape(patched, (2, 1, 1))),
+            "corrupted": (("metric", "prompt"), np.reshape(corrupted, (2, 1))),
+            "clean": (("metric", "prompt"), np.ones((2, 1))),
+        },
+        coords={"metric": metrics},
+        attrs={"direction": "denoise"},
+    )
+
+
+def test_stolfo_by_hand():
+    """P(r) goes from 0.1 to 0.3 and P(r') from 0.6 to 0.2: (2 + 2) / 2."""
+    assert pl.stolfo(dataset((0.1, 0.6), (0.3, 0.2))).item() == pytest.approx(2)
+    assert pl.stolfo(dataset((0.1, 0.6), (0.1, 0.6))).item() == 0
+    # The second term cannot fall below -1, and its half not below -1/2.
+    assert pl.stolfo(dataset((0.5, 1e-12), (0.5, 1.0))).item() == pytest.approx(-0.5)
+    # A tiny denominator makes it huge.
+    assert pl.stolfo(dataset((1e-6, 0.5), (1e-2, 0.5))).item() == pytest.approx(4999.5)
+
+
+def test_stolfo_needs_its_metrics_and_prompts(mini):
+    pairs = pl.tasks.arithmetic(mini, n=2)
+    options = {"corruption": pl.STR("X3+Y3"), "progress": False, "positions": "last"}
+    both = {"metrics": ["prob", "wrong_prob"], "keep_prompts": True}
+    for change in ({"metrics": ["prob"]}, {"keep_prompts": False}, {"direction": "noise"}):
+        fx = pl.patch(mini, pairs, "mlp", **options, **(both | change))
+        with pytest.raises(pl.PatchlibError, match="metrics=\\['prob', 'wrong_prob'\\]"):
+            pl.stolfo(fx)
