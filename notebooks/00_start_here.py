@@ -677,3 +677,9 @@ pl.notebooks.show(pl.paper.table(rows))
 #   what do these heads do?
 # * [03_2_out_of_distribution](03_2_out_of_distribution.ipynb): what noise does to the model beyond
 #   removing information.
+# * [04_2_negative_heads](04_2_negative_heads.ipynb) and
+#   [05_sliding_window](05_sliding_window.ipynb): what a metric cannot see, and what a window adds.
+# * [06_recommendations](06_recommendations.ipynb): the paper's advice, as decisions to test.
+#
+# The README lists all notebooks; [notation_and_settings](notation_and_settings.ipynb) explains every
+# symbol.

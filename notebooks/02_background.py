@@ -773,6 +773,46 @@ rows = [
 pl.notebooks.show(pl.paper.table(rows))
 
 # %% [markdown]
+# The same numbers go into the page that gathers the whole paper (`_build/pages/results.html`, written by
+# `make run`).
+
+# %%
+name = str(model.cfg.model_name)
+runs = {run: p[run] for run in ("clean", "GN", "STR")}
+pl.paper.record(
+    "skills",
+    {
+        "ioi": {"prob": p["clean"]},
+        "facts": {metric: known[metric] for metric in ("prob", "logit_diff")},
+        "greater_than": {"prob_diff": difference},
+        "docstring": {metric: next_argument[metric] for metric in ("accuracy", "logit_diff")},
+    },
+    model=name,
+)
+pl.paper.record(
+    "ioi_baselines",
+    runs | {"logit_diff": ld["clean"]},
+    model=name,
+    why="the mean logit difference is shown here, not the share of prompts that prefer IO",
+)
+pl.paper.record(
+    "section_3",
+    {"facts": {"prob": known["prob"]}, "ioi": {"prompts": len(pairs)} | runs},
+    model=name,
+    why="a setting, not a measurement: see notation_and_settings",
+)
+pl.paper.record(
+    "prompts",
+    {
+        "ioi": len(tasks["IOI"]),
+        "docstring": len(tasks["docstring"]),
+        "greater_than": len(tasks["greater-than"]),
+    },
+    model=name,
+    why="the prompts of this notebook; each experiment states its own",
+)
+
+# %% [markdown]
 # The paper used larger models for some tasks; they stand in brackets. It gives no such number for
 # arithmetic, where prompts that the model gets wrong were discarded.
 
@@ -794,7 +834,7 @@ pl.notebooks.show(pl.paper.table(rows))
 #
 # </details>
 #
-# **2 (easy). A metric of ranks.** `METRICS` has three more entries. Compute `rank` and `log_prob` by hand for
+# **2 (easy). A metric of ranks.** `METRICS` has four more entries. Compute `rank` and `log_prob` by hand for
 # the clean and the corrupted run, and compare.
 #
 # <details><summary>Solution</summary>
@@ -856,3 +896,4 @@ pl.notebooks.show(pl.paper.table(rows))
 #
 # [03_1_ioi_circuit](03_1_ioi_circuit.ipynb): all heads of IOI, by both corruptions and three metrics. Which
 # heads are found, and does the answer depend on the choice?
+# [03_1_factual_recall](03_1_factual_recall.ipynb) asks the same of the MLPs that recall a fact.

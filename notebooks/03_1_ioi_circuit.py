@@ -32,7 +32,7 @@ from IPython.display import Markdown, display
 import patchlib as pl
 
 model = pl.load_model()
-pl.notebooks.versions(model)
+pl.notebooks.versions(model, "3_1_ioi")
 
 # %% [markdown]
 # ## 1 The task

@@ -926,6 +926,27 @@ quantities.append(
 pl.notebooks.show(pl.paper.table(quantities))
 
 # %% [markdown]
+# Only Name Movers are recorded for the page that gathers the whole paper
+# (`_build/pages/results.html`); where no head meets their rule, it says so.
+
+# %%
+is_full = rule == "full"
+reason = "" if is_full else "no head meets the rule for Name Movers; see notebook 3.2"
+attended = {name: dict(zip(TO, map(float, mean[name]), strict=True)) for name in mean}
+attended_after = {name: dict(zip(TO, map(float, after[name]), strict=True)) for name in corruptions}
+measured = {
+    "figure3a": {name: attended[name] for name in ("clean", "STR", "GN")},
+    "figure3c": attended_after,
+    "section_3_2": {name: float(back[name]) for name in corruptions},
+    "section_3_2_attention": {
+        "clean": {"IO": attended["clean"]["IO"]},
+        "GN": {position: attended["GN"][position] for position in ("IO", "S1")},
+    },
+}
+for id, values in measured.items():
+    pl.paper.record(id, values if is_full else {}, model=str(model.cfg.model_name), why=reason)
+
+# %% [markdown]
 # ## Exercises
 #
 # **1 (easy). Bend the rule.** How do the chosen heads change if copying asks for 0.3, or for 0.8?
@@ -1000,5 +1021,6 @@ pl.notebooks.show(pl.paper.table(quantities))
 #
 # ## Where to go next
 #
-# The notebooks on Section 4 turn from the corruption to the metric: which heads does probability
-# miss that the logit difference finds?
+# [4.1](04_1_metrics_factual_recall.ipynb) and [4.2](04_2_negative_heads.ipynb) turn from the corruption
+# to the metric: which heads does probability miss that the logit difference finds?
+# [6](06_recommendations.ipynb) measures how far each corruption takes the model from what it knows.

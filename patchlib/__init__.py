@@ -1,6 +1,7 @@
 """patchlib: activation patching as Zhang & Nanda (ICLR 2024) describe it."""
 
-from patchlib import experiments, metrics, mini, notebooks, pairs, paper, plot, tasks
+from patchlib import choices, experiments, metrics, mini, notebooks, pairs, paper, plot, tasks
+from patchlib.advice import advise
 from patchlib.baselines import answered, baselines
 from patchlib.circuits_view import AttentionHeads
 from patchlib.corruption import GN, STR
@@ -10,6 +11,7 @@ from patchlib.errors import PatchlibError
 from patchlib.explore import explore
 from patchlib.heads import attention_patterns, attention_to, copying_score
 from patchlib.models import load_model
+from patchlib.ood import ood
 from patchlib.pairs import PromptPairs
 from patchlib.patching import interval, patch, patch_together
 from patchlib.prompt import Prompt
@@ -21,10 +23,12 @@ __all__ = [
     "PatchlibError",
     "Prompt",
     "PromptPairs",
+    "advise",
     "answered",
     "attention_patterns",
     "attention_to",
     "baselines",
+    "choices",
     "copying_score",
     "detect",
     "experiments",
@@ -35,6 +39,7 @@ __all__ = [
     "metrics",
     "mini",
     "notebooks",
+    "ood",
     "pairs",
     "paper",
     "patch",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 import xarray as xr
 
 from patchlib.errors import PatchlibError
 
 
-def detect(fx: xr.Dataset, sd: float = 2.0) -> pd.DataFrame:
+def detect(fx: xr.Dataset, sd: float = 2.0, shared: Sequence[str] = ()) -> pd.DataFrame:
     """Lists the heads, or layers, whose effect is beyond mean ± sd standard deviations.
 
     Mean and standard deviation are taken over all cells of one metric, in each draw and at each
@@ -17,6 +19,8 @@ def detect(fx: xr.Dataset, sd: float = 2.0) -> pd.DataFrame:
     Args:
         fx: a result of `patchlib.patch` without values per prompt.
         sd: how many standard deviations away a cell must be.
+        shared: dimensions that share one mean and standard deviation, such as ``["position"]``
+            for the position-head pairs of Table 2.
 
     Returns:
         One row for each metric and sign: ``metric``, ``sign`` (``"positive"`` or ``"negative"``),
@@ -24,7 +28,8 @@ def detect(fx: xr.Dataset, sd: float = 2.0) -> pd.DataFrame:
         first), ``threshold``; with the columns ``draw`` and ``position`` where the result has them.
 
     Raises:
-        PatchlibError: where the result holds values per prompt.
+        PatchlibError: where the result holds values per prompt, and for ``shared`` dimensions that
+            it does not have.
 
     Example:
         >>> import patchlib as pl
@@ -41,12 +46,20 @@ def detect(fx: xr.Dataset, sd: float = 2.0) -> pd.DataFrame:
         )
     cells = [dim for dim in ("layer", "head") if dim in fx.effect.dims]
     panels = [dim for dim in fx.effect.dims if dim not in cells]
+    unknown = sorted(set(shared) - set(panels) | set(shared) & {"metric"})
+    if unknown:
+        raise PatchlibError(
+            f"shared={list(shared)}: this result keeps apart {', '.join(panels)}, of which all but "
+            "the metric can share a threshold"
+        )
     rows = []
     stacked = fx.effect.stack(panel=panels, cell=cells)
     for panel in stacked.panel:
         effect = stacked.sel(panel=panel).dropna("cell")
-        mean, spread = float(effect.mean()), float(effect.std(ddof=0))
         labels = dict(zip(panels, panel.item(), strict=True))
+        alone = {dim: label for dim, label in labels.items() if dim not in shared}
+        pool = fx.effect.sel(alone) if shared else effect
+        mean, spread = float(pool.mean()), float(pool.std(ddof=0))
         for sign, name in ((1, "positive"), (-1, "negative")):
             threshold = mean + sign * sd * spread
             found = effect[sign * effect > sign * threshold]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -12,24 +13,30 @@ import pandas as pd
 import xarray as xr
 from transformer_lens.model_bridge import TransformerBridge
 
+from patchlib import experiments, paper, results
 from patchlib.errors import PatchlibError
 from patchlib.models import describe
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "_build"
 NOTEBOOKS = ROOT / "notebooks"
+FIGURES = NOTEBOOKS / "figures"
 
 
-def versions(model: TransformerBridge) -> None:
+def versions(model: TransformerBridge, experiment: str | None = None) -> None:
     """Prints in one line what a notebook ran with.
 
     Args:
         model: the model that the notebook loaded.
+        experiment: the notebook's experiment, as `experiments.settings` names it; for every other
+            model than `mini` a second line says about how much time and memory it takes.
     """
     packages = ("patchlib", "transformer-lens", "torch")
     facts = describe(model)
     parts = [f"{package} {version(package).split('+')[0]}" for package in packages]
     print(" · ".join([*parts, f"model {facts['model']} ({facts['revision']})"]))
+    if experiment is not None and facts["model"] != "mini":
+        print(f"{experiment}: {experiments.estimate(model, experiment)}")
 
 
 def keep(name: str, result: matplotlib.figure.Figure | xr.Dataset | xr.DataArray) -> None:
@@ -119,8 +126,19 @@ def main() -> None:
     unknown = sorted(set(arguments.names) - set(known))
     if unknown:
         parser.error(f"unknown notebook {', '.join(unknown)}: there are {', '.join(known)}")
+    if not arguments.names:
+        # What an earlier run recorded must not pass for this one's.
+        for record in paper.RECORDS.glob("*.json"):
+            record.unlink()
     for path in paths:
         if not arguments.names or path.stem in arguments.names:
             print(f"{path.stem} ...", end=" ", flush=True)
             print(f"{run(path, arguments.write):.0f} s", flush=True)
+    if arguments.write:
+        # The README shows some of the figures.
+        for shown in FIGURES.glob("*.png"):
+            drawn = BUILD / "figures" / shown.name
+            if drawn.exists():
+                shutil.copyfile(drawn, shown)
+    print(f"the paper beside this run: {results.write()}")
     print(f"pages, figures and results are in {BUILD}")

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+import os
+import tempfile
+from collections.abc import Collection, Iterable, Mapping
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,11 @@ RECORDS = Path(__file__).parents[1] / "_build" / "paper"
 _SIGNS = ("positive", "negative")
 _NOT_MEASURED = "not measured"
 # What pl.load_model calls the models whose heads the paper lists; folders are known by their name.
-_MODELS = {"GPT-2 small": ("gpt2", "gpt2-small")}
+_MODELS = {
+    "GPT-2 small": ("gpt2", "gpt2-small"),
+    "attn-only-4l": ("attn-only-4l", "Attn_Only_4L512W_C4_Code"),
+}
+_POSITIONS = ("C_def", "last")
 
 
 def load() -> dict[str, dict[str, Any]]:
@@ -89,7 +95,7 @@ def class_counts(found: Mapping[str, pd.DataFrame], model: str) -> pd.DataFrame:
         >>> counts["Name Mover"].item(), counts["Negative Name Mover"].item()
         ('1/3', '1/2')
     """
-    if not _is_model("GPT-2 small", model):
+    if not is_model("GPT-2 small", model):
         raise PatchlibError(
             f"model={model!r}: the head classes are those of GPT-2 small, and allowed are "
             f"{', '.join(_MODELS['GPT-2 small'])}. What another model's heads do must be found "
@@ -149,7 +155,7 @@ def compare_heads(
     tables = [id for id, entry in entries.items() if _lists_heads(entry["values"])]
     if table not in tables:
         raise PatchlibError(f"table={table!r}: allowed are {', '.join(tables)}")
-    count = _is_model(entries[table]["model"], model)
+    count = is_model(entries[table]["model"], model)
     rows = []
     for row in entries[table]["values"]:
         for sign in _SIGNS:
@@ -162,10 +168,39 @@ def compare_heads(
                 "this run": _NOT_MEASURED if here is None else _listed(here),
             }
             if count:
-                line |= _agreement(paper, here)
+                line |= agreement(paper, here)
             rows.append(line)
+    return _whole_numbers(rows)
+
+
+def _compare_positions(found: Mapping[str, pd.DataFrame], model: str) -> pd.DataFrame:
+    """`compare_heads` for Table 2, which lists positive heads at two positions."""
+    entry = load()["table2"]
+    rows = []
+    for row in entry["values"]:
+        for position in _POSITIONS:
+            corruption, metric = row["corruption"], row["metric"]
+            at = {
+                name: frame[frame.position == position].drop(columns="position")
+                for name, frame in found.items()
+            }
+            paper, here = row[position], _heads(at, corruption, metric, "positive")
+            line = {
+                "corruption": corruption,
+                "metric": metric,
+                "position": position,
+                "paper (attn-only-4l)": _listed(paper),
+                "this run": _NOT_MEASURED if here is None else _listed(here),
+            }
+            if is_model(entry["model"], model):
+                line |= agreement(paper, here)
+            rows.append(line)
+    return _whole_numbers(rows)
+
+
+def _whole_numbers(rows: list[dict[str, Any]]) -> pd.DataFrame:
     frame = pd.DataFrame(rows)
-    counts = [name for name in _agreement([], None) if name in frame]
+    counts = [name for name in agreement([], None) if name in frame]
     return frame.astype({name: "Int64" for name in counts})
 
 
@@ -174,14 +209,21 @@ def compare(fx: Mapping[str, xr.Dataset], table: str) -> pd.DataFrame:
 
     Args:
         fx: results of `patchlib.patch` on heads by the name of their corruption (``"STR"``,
-            ``"GN"``), as means over prompts.
+            ``"GN"``), as means over prompts. For ``"table2"`` they were patched at the positions
+            ``"C_def"`` and ``"last"``, each separately.
         table: ``"table1"`` to ``"table5"``.
 
     Returns:
-        What `compare_heads` gives; for ``"table1"`` what `class_counts` gives.
+        For ``"table3"`` to ``"table5"`` what `compare_heads` gives. For ``"table2"`` the same with
+        a column ``position`` in place of ``sign``: Table 2 lists positive heads alone. For
+        ``"table1"`` two rows for each corruption and metric, the paper's counts and those of this
+        run as `class_counts` gives them; ``"not measured"`` in all of the latter where the model
+        is not GPT-2 small, whose head classes the table counts.
 
     Raises:
-        PatchlibError: for a table that does not list heads, and as `patchlib.detect` does.
+        PatchlibError: for a table that does not list heads, results that do not say of which one
+            model they are, results without positions for ``"table2"``, and as `patchlib.detect`
+            does.
 
     Example:
         >>> import patchlib as pl
@@ -191,17 +233,67 @@ def compare(fx: Mapping[str, xr.Dataset], table: str) -> pd.DataFrame:
         >>> compare({"STR": fx}, "table4").columns[:3].tolist()
         ['corruption', 'metric', 'sign']
     """
-    found = {name: detect(result) for name, result in fx.items()}
-    model = next(iter(fx.values())).attrs["model"]
+    model = _one_model(fx)
+    # Table 2 is about pairs of position and head, which share one threshold.
+    shared = ["position"] if table == "table2" else []
+    found = {
+        name: detect(_with_positions(result, table), shared=shared) for name, result in fx.items()
+    }
     if table == "table1":
-        return class_counts(found, model)
-    frame = compare_heads(found, model, table)
+        return _compare_counts(found, model)
+    if table == "table2":
+        frame, names = _compare_positions(found, model), ("corruption", "metric", "position")
+    else:
+        frame, names = compare_heads(found, model, table), ("corruption", "metric", "sign")
     measured = [
-        {name: row[name] for name in ("corruption", "metric", "sign")} | {"heads": row["this run"]}
+        {name: row[name] for name in names} | {"heads": row["this run"]}
         for row in frame.to_dict("records")
     ]
     _write(table, {"model": model, "values": measured, "why": ""})
     return frame
+
+
+def _compare_counts(found: Mapping[str, pd.DataFrame], model: str) -> pd.DataFrame:
+    """`compare` for Table 1."""
+    paper = pd.DataFrame(value("table1"))
+    names, why = ["corruption", "metric"], ""
+    if is_model("GPT-2 small", model):
+        counts = class_counts(found, model)
+    else:
+        counts = paper[:0]
+        why = (
+            "the head classes are those of GPT-2 small, and head numbers mean nothing in another "
+            "model"
+        )
+    _write("table1", {"model": model, "values": counts.to_dict("records"), "why": why})
+    here = paper[names].merge(counts, on=names, how="left").fillna(_NOT_MEASURED)
+    sides = {"paper (GPT-2)": paper, "this run": here}
+    both = pd.concat([side.assign(run=name) for name, side in sides.items()])
+    both = both.sort_index(kind="stable").reset_index(drop=True)
+    return both[[*names, "run", *(name for name in paper if name not in names)]]
+
+
+def _one_model(fx: Mapping[str, xr.Dataset]) -> str:
+    models = sorted({str(result.attrs.get("model")) for result in fx.values()})
+    if len(models) != 1 or models == ["None"]:
+        raise PatchlibError(
+            f"these {len(fx)} results name {len(models)} models ({', '.join(models)}): give "
+            "results of patchlib.patch from one model; where you average, keep_attrs=True keeps "
+            "the name"
+        )
+    return models[0]
+
+
+def _with_positions(fx: xr.Dataset, table: str) -> xr.Dataset:
+    """The result with a dimension for the position where the table needs one."""
+    if table != "table2" or "position" in fx.dims:
+        return fx
+    if "position" in fx.coords:
+        return fx.expand_dims("position")
+    raise PatchlibError(
+        "table2 lists heads by position, and this result has none: patch with "
+        "positions=['C_def', 'last']"
+    )
 
 
 def record(id: str, values: Any, model: str, why: str = "") -> None:
@@ -237,7 +329,22 @@ def _unknown(here: Any, paper: Any) -> list[str]:
 def _write(id: str, content: dict[str, Any]) -> None:
     RECORDS.mkdir(parents=True, exist_ok=True)
     path = RECORDS / f"{id}.json"
-    path.write_text(json.dumps(content, indent=1, default=float) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=1, default=_plain) + "\n"
+    # In one step, so that nobody reads half a record.
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", dir=RECORDS, suffix=".part", delete=False
+    ) as file:
+        file.write(text)
+    os.replace(file.name, path)
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and arrays of numpy, xarray and torch as JSON holds them."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if hasattr(value, "values"):
+        return value.values.tolist()
+    return float(value)
 
 
 def table(rows: Iterable[tuple[str, Any, Any, str]], decimals: int = 2) -> pd.DataFrame:
@@ -273,7 +380,17 @@ def table(rows: Iterable[tuple[str, Any, Any, str]], decimals: int = 2) -> pd.Da
     )
 
 
-def _is_model(paper: str, model: str) -> bool:
+def is_model(paper: str, model: str) -> bool:
+    """True where a run's model is the one that the paper calls ``paper``.
+
+    Args:
+        paper: the name in the paper's entry, such as ``"GPT-2 small"``.
+        model: the model, as in ``fx.attrs["model"]``.
+
+    Example:
+        >>> is_model("GPT-2 small", "openai-community/gpt2"), is_model("GPT-2 small", "mini")
+        (True, False)
+    """
     return Path(model).name in _MODELS.get(paper, ())
 
 
@@ -297,7 +414,17 @@ def _heads(
     return list(rows.heads.iloc[0]) if len(rows) else None
 
 
-def _agreement(paper: list[str], here: list[str] | None) -> dict[str, int | None]:
+def agreement(paper: Collection[str], here: Collection[str] | None) -> dict[str, int | None]:
+    """Counts the heads that two lists have in common, and those of one list alone.
+
+    Args:
+        paper: the paper's heads.
+        here: this run's, or None where nothing was measured.
+
+    Example:
+        >>> agreement(["9.9", "9.6"], ["9.9", "8.6", "7.3"])
+        {'both': 1, 'only paper': 1, 'only this run': 2}
+    """
     if here is None:
         return {"both": None, "only paper": None, "only this run": None}
     both = len(set(paper) & set(here))

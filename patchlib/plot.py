@@ -519,12 +519,12 @@ def _label(metric: str) -> str:
 
 def _title(*results: xr.Dataset) -> str:
     """What was patched, corrupted and asked, as far as all results have it in common."""
-    first, *others = (fx.attrs | _position(fx) for fx in results)
+    first, *others = (fx.attrs | _window(fx) | _position(fx) for fx in results)
     same = {key: value for key, value in first.items() if all(o.get(key) == value for o in others)}
     what, how = "", ""
     if "component" in same:
         what = f"effect of patching {_WHAT[same['component']]}"
-        what += f" in windows of {same['window']}" if same.get("window", 1) > 1 else ""
+        what += f" in windows of {same['window']}" if same.get("window", 1) != 1 else ""
         what += f" at {same['position']}" if "position" in same else ""
     if "site" in same:
         how = f"{same['corruption']} on" if "corruption" in same else "corrupted:"
@@ -532,6 +532,13 @@ def _title(*results: xr.Dataset) -> str:
         how += ", noising" if same.get("direction") == "noise" else ""
     where = ", ".join(filter(None, (Path(same.get("model", "")).name, same.get("task", ""))))
     return "\n".join(filter(None, (what, f"{how} ({where})".strip() if where else how)))
+
+
+def _window(fx: xr.Dataset) -> dict[str, int]:
+    """The one window that was taken out of a result of several."""
+    if "window" in fx.coords and fx.window.ndim == 0:
+        return {"window": fx.window.item()}
+    return {}
 
 
 def _position(fx: xr.Dataset) -> dict[str, str]:

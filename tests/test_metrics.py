@@ -149,6 +149,7 @@ def test_signs():
         "prob": 1,
         "kl": -1,
         "log_prob": 1,
+        "wrong_prob": -1,
         "rank": -1,
         "accuracy": 1,
     }

@@ -10,7 +10,24 @@ import pytest
 from patchlib.notebooks import NOTEBOOKS
 
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.py"))
-EXPECTED = ["00_start_here", "02_background", "03_1_ioi_circuit", "03_2_out_of_distribution"]
+EXPECTED = [
+    "00_start_here",
+    "02_background",
+    "03_1_factual_recall",
+    "03_1_ioi_circuit",
+    "03_2_out_of_distribution",
+    "04_1_metrics_factual_recall",
+    "04_2_negative_heads",
+    "05_sliding_window",
+    "06_recommendations",
+    "app_c_arithmetic",
+    "app_d_docstring",
+    "app_e_greater_than",
+    "app_f_which_tokens",
+    "app_g_factual_recall_details",
+    "app_h_ioi_details",
+    "notation_and_settings",
+]
 
 
 def _read(name: str) -> nbformat.NotebookNode:

@@ -1,6 +1,9 @@
 """The paper's numbers agree with each other, and runs are set beside them fairly."""
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,8 +15,17 @@ from patchlib import paper
 from patchlib.errors import PatchlibError
 from patchlib.metrics import METRICS
 
+
+@pytest.fixture(autouse=True)
+def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Records go to a folder of their own, not to the project's."""
+    monkeypatch.setattr(paper, "RECORDS", tmp_path / "paper")
+    return tmp_path / "paper"
+
+
 FIELDS = ["section", "source", "model", "unit", "values"]
-SOURCES = ("paper text", "table", "read from figure by eye, about ±0.02", "Wang et al. 2023")
+SOURCES = ("paper text", "table", "read from figure by eye, about ±", "Wang et al. 2023")
+FIGURES = ["figure1b", "figure3a", "figure3c", *(f"figure{n}" for n in (2, *range(4, 31)))]
 HEAD_TABLES = ["table3", "table4", "table5"]
 
 
@@ -90,6 +102,110 @@ def test_the_threshold_is_two_standard_deviations_below_the_mean() -> None:
 )  # fmt: skip
 def test_numbers_are_the_paper_s(id: str, expected: dict) -> None:
     assert paper.value(id) == expected
+
+
+def leaves(values: Any) -> Iterator[Any]:
+    """All numbers and texts of an entry."""
+    if isinstance(values, dict | list):
+        for inner in values.values() if isinstance(values, dict) else values:
+            yield from leaves(inner)
+    else:
+        yield values
+
+
+def test_every_figure_with_numbers_has_an_entry() -> None:
+    entries = paper.load()
+    assert [id for id in FIGURES if id not in entries] == []
+    for id in FIGURES:
+        numbers = [
+            number for number in leaves(entries[id]["values"]) if not isinstance(number, str)
+        ]
+        assert numbers
+        assert all(np.isfinite(numbers))
+
+
+def test_there_are_as_many_entries_and_numbers_as_were_read() -> None:
+    entries = paper.load()
+    counts = {id: sum(1 for _ in leaves(entry["values"])) for id, entry in entries.items()}
+    assert len(entries) == 53
+    assert {id: counts[id] for id in ("figure2", "figure5", "figure9", "figure28", "figure29")} == {
+        "figure2": 27, "figure5": 22, "figure9": 18, "figure28": 39, "figure29": 34,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("id", "path", "number"),
+    [
+        ("figure1b", "heads 10.7", -0.5),
+        ("figure2", "GN prob peak", 0.089),
+        ("figure2", "STR logit_diff plateau", 0.273),
+        ("figure4", "STR prob range", 0.026),
+        ("figure5", "single 15", 0.015),
+        ("figure5", "10 adding", 0.082),
+        ("figure6", "STR stolfo", 7500),
+        ("figure7", "GN logit_diff", 0.11),
+        ("figure8", "peak_layer", 19),
+        ("figure9", "GN logit_diff heads 9.5", -0.105),
+        ("figure10", "STR kl heads 10.7", -0.29),
+        ("figure11", "STR kl heads 9.9", 1.98),
+        ("figure12", "GN logit_diff peak", 0.043),
+        ("figure13", "GN prob peak_layer", 14),
+        ("figure14", "STR logit_diff peak_layer", [17, 18]),
+        ("figure15", "GN prob", 0.08),
+        ("figure19", "STR prob", 0.055),
+        ("figure20", "STR sliding", 0.021),
+        ("figure23", "GN adding", 0.26),
+        ("figure24", "GN logit_diff peak", 0.213),
+        ("figure26", "STR logit_diff", 0.28),
+        ("figure28", "STR kl heads 11.2", -0.44),
+        ("figure29", "GN prob heads 0.10", -0.041),
+        ("figure30", "STR logit_diff heads 9.6", 0.45),
+        ("gn_to_str_peaks", "prob 5", 4.3),
+        ("section_3", "facts prob", 0.49),
+    ],
+)
+def test_numbers_of_figures_are_the_paper_s(id: str, path: str, number: Any) -> None:
+    values = paper.value(id)
+    for name in path.split():
+        values = values[name]
+    assert values == number
+
+
+def test_figure_1b_is_a_panel_of_figure_28() -> None:
+    assert paper.value("figure1b") == paper.value("figure28")["STR"]["logit_diff"]
+
+
+def test_peaks_give_the_ratios_that_the_paper_states() -> None:
+    figure5 = paper.value("figure5")
+    for window in ("3", "5"):
+        ratio = figure5[window]["sliding"] / figure5[window]["adding"]
+        assert abs(ratio - paper.value("section_5")[window]) < 0.06
+    # Two neighbouring panels of Figure 2, and those of Figures 13 and 14.
+    for id, window in (("figure13", "3"), ("figure2", "5"), ("figure14", "10")):
+        for metric, ratios in paper.value("gn_to_str_peaks").items():
+            peaks = [paper.value(id)[corruption][metric]["peak"] for corruption in ("GN", "STR")]
+            assert np.isclose(peaks[0] / peaks[1], ratios[window], rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("figure", "table"),
+    [("figure9", "table3"), ("figure10", "table3"), ("figure28", "table5"), ("figure29", "table5")],
+)
+def test_the_heads_of_tables_are_those_that_stand_out_in_figures(figure: str, table: str) -> None:
+    rows = {(row["corruption"], row["metric"]): row for row in paper.value(table)}
+    for corruption, panels in paper.value(figure).items():
+        for metric, panel in panels.items():
+            for sign, factor in (("positive", 1), ("negative", -1)):
+                effects = {
+                    head: factor * effect
+                    for head, effect in panel.get("heads", {}).items()
+                    if factor * effect > 0
+                }
+                if effects:
+                    heads = rows[corruption, metric][sign]
+                    strongest = sorted(effects, key=lambda head: -effects[head])[: len(heads)]
+                    # Figure 29c leaves out heads whose effect was not read.
+                    assert set(strongest) <= set(heads) or metric == "kl"
 
 
 def test_entries_are_read_anew() -> None:
@@ -217,3 +333,107 @@ def test_an_empty_table_has_its_columns() -> None:
 def test_the_file_holds_plain_text() -> None:
     assert json.loads(paper.RESULTS.read_text("utf-8")) == paper.load()
     assert "NaN" not in paper.RESULTS.read_text("utf-8")
+
+
+def patched(
+    heads: dict[str, list[str]],
+    metrics: tuple[str, ...] = ("logit_diff",),
+    model: str = "attn-only-4l",
+) -> xr.Dataset:
+    """A result in which the named heads of each position stand out."""
+    effect = np.zeros((len(metrics), 12, 12, len(heads)))
+    for place, names in enumerate(heads.values()):
+        for layer, head in (map(int, name.split(".")) for name in names):
+            effect[:, layer, head, place] = 1.0
+    fx = xr.Dataset(
+        {"effect": (("metric", "layer", "head", "position"), effect)},
+        coords={"metric": list(metrics), "position": list(heads)},
+        attrs={"model": model},
+    )
+    return fx.assign_coords(layer=range(12), head=range(12))
+
+
+def read(records: Path, id: str) -> dict[str, Any]:
+    return json.loads((records / f"{id}.json").read_text("utf-8"))
+
+
+def test_table_2_is_compared_by_position(records: Path) -> None:
+    fx = patched({"C_def": ["0.5", "0.1"], "last": ["3.0", "3.6", "1.2"]})
+    frame = paper.compare({"STR": fx}, "table2")
+    assert list(frame) == [
+        "corruption", "metric", "position", "paper (attn-only-4l)", "this run",
+        "both", "only paper", "only this run",
+    ]  # fmt: skip
+    assert len(frame) == 12
+    assert frame.iloc[0].tolist() == [
+        "STR", "logit_diff", "C_def", "0.0, 0.1, 0.5", "0.1, 0.5", 2, 1, 0,
+    ]  # fmt: skip
+    assert frame.iloc[1].tolist()[3:] == ["2.3, 3.0, 3.5, 3.6", "1.2, 3.0, 3.6", 2, 2, 1]
+    assert (frame.iloc[2:]["this run"] == "not measured").all()
+    record = read(records, "table2")
+    assert record["model"] == "attn-only-4l"
+    assert record["values"][1] == {
+        "corruption": "STR", "metric": "logit_diff", "position": "last", "heads": "1.2, 3.0, 3.6",
+    }  # fmt: skip
+
+
+def test_one_position_of_table_2_is_enough_but_none_is_not() -> None:
+    fx = patched({"last": ["3.0"]}, model="mini").squeeze("position")
+    frame = paper.compare({"GN": fx}, "table2").set_index(["corruption", "metric", "position"])
+    assert frame.loc["GN", "logit_diff", "last"].tolist()[1:] == ["3.0"]
+    assert frame.loc["GN", "logit_diff", "C_def"]["this run"] == "not measured"
+    with pytest.raises(PatchlibError, match=r"positions=\['C_def', 'last'\]"):
+        paper.compare({"GN": fx.drop_vars("position")}, "table2")
+
+
+def test_table_1_is_counted_for_gpt2_and_recorded(records: Path) -> None:
+    fx = patched({"all": ["9.9", "9.6", "3.0"]}, ("kl",), "gpt2").squeeze("position", drop=True)
+    frame = paper.compare({"STR": fx}, "table1")
+    assert len(frame) == 12
+    here = frame[(frame.corruption == "STR") & (frame.metric == "kl")].set_index("run")
+    assert here.loc["paper (GPT-2)", "Name Mover"] == "1/3"
+    assert here.loc["this run", ["Name Mover", "Duplicate Token"]].tolist() == ["2/3", "1/2"]
+    others = frame[(frame.run == "this run") & (frame.corruption == "GN")]
+    assert (others.drop(columns=["corruption", "metric", "run"]) == "not measured").all(axis=None)
+    assert frame.iloc[:2]["run"].tolist() == ["paper (GPT-2)", "this run"]
+    record = read(records, "table1")
+    assert (record["values"][0]["Name Mover"], record["why"]) == ("2/3", "")
+
+
+def test_table_1_has_a_reason_for_other_models(records: Path) -> None:
+    fx = patched({"all": ["9.9"]}, ("kl",), "mini").squeeze("position", drop=True)
+    frame = paper.compare({"STR": fx}, "table1")
+    assert list(frame) == list(paper.compare({"STR": fx.assign_attrs(model="gpt2")}, "table1"))
+    paper.compare({"STR": fx}, "table1")
+    here = frame[frame.run == "this run"].drop(columns=["corruption", "metric", "run"])
+    assert (here == "not measured").all(axis=None)
+    record = read(records, "table1")
+    assert record["values"] == []
+    assert "GPT-2 small" in record["why"]
+
+
+def test_results_that_do_not_name_one_model_are_refused() -> None:
+    fx = patched({"last": ["3.0"]})
+    for given in ({}, {"STR": fx.drop_attrs()}, {"STR": fx, "GN": fx.assign_attrs(model="mini")}):
+        with pytest.raises(PatchlibError, match="keep_attrs"):
+            paper.compare(given, "table2")
+
+
+def test_records_keep_numbers_of_every_kind(records: Path) -> None:
+    values = {"STR": np.float32(0.5), "GN": xr.DataArray(0.25)}
+    paper.record("section_3_2", values, "mini", why="few prompts")
+    assert read(records, "section_3_2") == {
+        "model": "mini",
+        "values": {"STR": 0.5, "GN": 0.25},
+        "why": "few prompts",
+    }
+    paper.record("figure2", {"GN": {"prob": {"peak_layer": torch.tensor([3, 4])}}}, "mini")
+    assert read(records, "figure2")["values"]["GN"]["prob"]["peak_layer"] == [3, 4]
+    assert sorted(path.suffix for path in records.iterdir()) == [".json", ".json"]
+
+
+def test_records_have_the_paper_s_names() -> None:
+    with pytest.raises(PatchlibError, match=r"'section_3_2' has no 'ABC'"):
+        paper.record("section_3_2", {"ABC": 1.0}, "mini")
+    with pytest.raises(PatchlibError, match="no entry 'table9'"):
+        paper.record("table9", {}, "mini")

@@ -176,6 +176,15 @@ def test_a_position_map_names_the_positions() -> None:
     assert axes.get_title().startswith("effect of patching MLPs in windows of 5\nSTR on S2")
 
 
+def test_a_map_of_one_of_several_windows() -> None:
+    """The title tells the window that was chosen, not all that were run."""
+    both = xr.concat([result("layer", "position")] * 2, dim=xr.DataArray([1, 3], dims="window"))
+    both.attrs["window"] = "1, 3"
+    titles = [plot.heatmap(both.sel(window=w), "prob").axes[0].get_title() for w in (1, 3)]
+    assert titles[0].startswith("effect of patching MLPs\n")
+    assert titles[1].startswith("effect of patching MLPs in windows of 3\n")
+
+
 def test_a_position_map_counts_tokens() -> None:
     fx = result("layer", "position").assign_coords(position=[0, 1, 2])
     assert ticks(plot.heatmap(fx).axes[0].xaxis) == ["0", "1", "2"]

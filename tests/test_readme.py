@@ -28,6 +28,18 @@ def test_quick_start():
 
 
 def test_every_notebook_is_listed():
-    listed = re.findall(r"^\| `(\d\d\w+)` \|", README, re.M)
+    table = README.partition("## Notebooks")[2].partition("\n## ")[0]
+    listed = re.findall(r"^\| `(\w+)` \|", table, re.M)
     folder = Path(__file__).parents[1] / "notebooks"
     assert listed == sorted(path.stem for path in folder.glob("*.py"))
+
+
+def test_every_picture_and_link_is_there():
+    root = Path(__file__).parents[1]
+    targets = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    pictures = [target for target in targets if target.endswith(".png")]
+    assert len(pictures) >= 4
+    for target in targets:
+        assert (root / target).exists(), target
+    for picture in (root / "notebooks" / "figures").iterdir():
+        assert f"notebooks/figures/{picture.name}" in pictures

@@ -7,7 +7,7 @@ learnt. Every task takes the model first, since its tokenizer decides what is on
 
 import dataclasses
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from transformer_lens.model_bridge import TransformerBridge
@@ -15,7 +15,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from patchlib.errors import PatchlibError
 from patchlib.pairs import PromptPairs, TokenizedPrompt, draw
 from patchlib.prompt import Prompt
-from patchlib.tasks import docstrings, facts, indirect_objects, sums, years
+from patchlib.tasks import docstrings, indirect_objects, sums, years
+from patchlib.tasks.facts import PAIRED_FACTS, FactPair, read
 
 __all__ = ["arithmetic", "docstring", "factual_recall", "greater_than", "ioi"]
 
@@ -58,6 +59,7 @@ def factual_recall(
     phrasing: int = 0,
     path: Path | None = None,
     prepend_bos: bool | None = None,
+    facts: Sequence[FactPair] | None = None,
 ) -> PromptPairs:
     """Factual recall on pairs of facts: "The Eiffel Tower is ... in the city of" → " Paris".
 
@@ -69,6 +71,8 @@ def factual_recall(
         path: a facts file in the form of ``data/paired_facts.json``; that file where None.
         prepend_bos: whether a beginning-of-sequence token comes first (the paper's choice); the
             model's default where None.
+        facts: pairs of facts in place of a file, such as ``from_known1000(...).pairs`` of
+            `patchlib.tasks.facts`.
 
     Returns:
         Pairs with the positions ``subject`` (all its tokens), ``first_subject``,
@@ -77,7 +81,8 @@ def factual_recall(
         answer of the other fact.
 
     Raises:
-        PatchlibError: where n is larger than the number of ordered pairs.
+        PatchlibError: where n is larger than the number of ordered pairs, and where both ``path``
+            and ``facts`` are given.
 
     Example:
         >>> import patchlib as pl
@@ -85,7 +90,9 @@ def factual_recall(
         >>> len(pairs.at("last_subject")[0])
         1
     """
-    everything = facts.read(path or facts.PAIRED_FACTS)
+    if facts is not None and path is not None:
+        raise PatchlibError(f"path={path} and facts were given: give one of them")
+    everything = read(path or PAIRED_FACTS) if facts is None else list(facts)
     known = sorted({pair.phrasing for pair in everything})
     if phrasing not in known:
         raise PatchlibError(f"phrasing={phrasing}: this file has the phrasings {known}")
@@ -93,7 +100,9 @@ def factual_recall(
     sides = [(pair, side) for pair in pairs for side in (0, 1)]
     rng = random.Random(f"facts {seed}")
     prompts = (pair.prompt(side) for pair, side in rng.sample(sides, len(sides)))
-    settings = {"n": n, "seed": seed, "phrasing": phrasing}
+    settings: dict[str, object] = {"n": n, "seed": seed, "phrasing": phrasing}
+    if facts is not None:
+        settings["facts"] = f"{len(everything)} pairs given"
     return draw(model, prompts, n, "factual_recall", settings, prepend_bos, _split_subject)
 
 

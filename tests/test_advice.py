@@ -1,0 +1,217 @@
+"""Each caution where there is reason for it, with its numbers, and none where there is none."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import patchlib as pl
+from patchlib import advice, tasks
+
+SOUND = {"prob": (0.9, 0.5), "logit_diff": (6.0, -2.0), "kl": (0.0, 2.0)}
+
+
+def result(
+    baselines: dict[str, tuple[float, float]] = SOUND,
+    site: str = "S2",
+    corruption: str = "STR",
+    n: int = 100,
+    keep: bool = True,
+    spread: float = 0.1,
+    layers: dict[str, list[float]] | None = None,
+    **attrs: object,
+) -> xr.Dataset:
+    """A result with one strong layer among eight, or with given effects."""
+    metrics = list(baselines)
+    effects = np.array([(layers or {}).get(name, [0.0] * 7 + [0.5]) for name in metrics])
+    # Exactly the mean and, up to n - 1, the standard deviation that are asked for.
+    wave = np.where(np.arange(n) % 2 == 0, 1.0, -1.0) if n % 2 == 0 else np.zeros(n)
+    clean, corrupted = (
+        np.array([baselines[name][run] for name in metrics])[:, None] + 0 * wave for run in (0, 1)
+    )
+    fx = xr.Dataset(
+        {
+            "effect": (("metric", "prompt", "layer"), effects[:, None] + spread * wave[:, None]),
+            "clean": (("metric", "prompt"), clean),
+            "corrupted": (("metric", "prompt"), corrupted + spread * wave),
+        },
+        coords={"metric": metrics, "layer": range(8)},
+        attrs={
+            "model": "m",
+            "task": "ioi",
+            "n_prompts": n,
+            "corruption": corruption,
+            "site": site,
+            "component": "mlp",
+            "window": 1,
+            "positions": "all",
+            "direction": "denoise",
+        }
+        | attrs,
+    )
+    return fx if keep else fx.mean("prompt", keep_attrs=True)
+
+
+def only(*experiments, **options) -> tuple[str, str]:
+    """The one caution that applies, and because of what."""
+    found = pl.advise(*experiments, **options)
+    assert len(found) == 1, found.caution.tolist()
+    return found.caution.item(), found.because.item()
+
+
+def sound(**options) -> tuple[xr.Dataset, xr.Dataset]:
+    return result(**options), result(site="ABC", **options)
+
+
+def test_a_sound_study_gets_no_advice():
+    for keep in (True, False):
+        found = pl.advise(*sound(keep=keep))
+        assert found.empty
+        assert found.columns.tolist() == ["caution", "section", "because", "instead"]
+
+
+def test_dicts_are_taken_apart():
+    one, other = sound()
+    assert pl.advise({"a": one, "b": {"c": other}}).empty
+
+
+def test_noise_where_tokens_can_be_replaced():
+    caution, because = only(result(), result(site="S1+IO", corruption="GN", draws=5))
+    assert caution == "GN where tokens can be replaced"
+    assert "GN at S1+IO, mlp" in because
+    # The last token has no replacement.
+    assert pl.advise(result(), result(site="last", corruption="GN", draws=5)).empty
+
+
+def test_one_draw():
+    caution, because = only(result(), result(site="last", corruption="GN", draws=1))
+    assert caution == "one draw of the noise"
+    assert "draws=1" in because
+
+
+def test_probability_alone():
+    alone = {"prob": SOUND["prob"]}
+    assert only(*sound(baselines=alone))[0] == "probability alone"
+    assert pl.advise(*sound(baselines=alone), result(site="S1")).empty
+
+
+def test_the_floor_of_probability():
+    """Mean and SD over eight layers, one of which is at -0.5: -0.0625 and 0.1654."""
+    layers = {"prob": [0.0] * 7 + [-0.5]}
+    low = SOUND | {"prob": (0.6, 0.2)}
+    caution, because = only(*sound(baselines=low, layers=layers))
+    assert caution == "probability cannot show negative effects"
+    assert "P(r) of the corrupted run is 0.2, so no effect is below -0.2" in because
+    assert "mean - 2 SD is -0.39: nothing can be detected as negative" in because
+    some = SOUND | {"prob": (0.9, 0.45)}
+    assert "there is little room" in only(*sound(baselines=some, layers=layers))[1]
+    assert pl.advise(*sound(baselines=SOUND | {"prob": (0.9, 0.7)}, layers=layers)).empty
+    # When noising, the clean run is what is patched, and it has room.
+    assert pl.advise(*sound(layers=layers, direction="noise")).empty
+
+
+def test_a_corruption_that_does_little():
+    small = SOUND | {"prob": (0.6, 0.58)}
+    caution, because = only(*sound(baselines=small))
+    assert caution == "the corruption does little"
+    assert "P(r) 0.60 clean, 0.58 corrupted" in because
+    better = pl.advise(*sound(baselines=SOUND | {"logit_diff": (6.0, 11.0)}))
+    assert better.caution.tolist() == ["the corruption does little"]
+
+
+def test_a_normaliser_near_zero():
+    near = SOUND | {"logit_diff": (6.0, 5.0)}
+    caution, because = only(*sound(baselines=near))
+    assert caution == "logit difference divided by almost nothing"
+    assert "is 1.00, 17 % of LD_clean" in because
+    # With the spread of single prompts it is not clearly there.
+    unsure = result(SOUND | {"logit_diff": (6.0, 4.0)})
+    wave = np.where(np.arange(100) % 2 == 0, 1.0, -1.0)
+    unsure["corrupted"] = unsure.corrupted + xr.DataArray(8 * wave, dims="prompt")
+    caution, because = only(unsure, result(site="ABC"))
+    assert caution == "logit difference divided by almost nothing"
+    assert "is 2.00 ± 0.81 (standard error)" in because
+
+
+def test_windows_without_single_layers():
+    caution, because = only(*sound(window=5))
+    assert caution == "windows without single layers"
+    assert "STR at S2, mlp, window 5" in because
+    assert pl.advise(*sound(window=5), result()).empty
+    assert pl.advise(*sound(window="1, 3, 5")).empty
+    assert len(pl.advise(*sound(window=5), result(positions="last"))) == 1
+
+
+def test_one_choice_of_corrupted_tokens():
+    caution, because = only(result(), result(component="attn"))
+    assert caution == "one choice of corrupted tokens"
+    assert because == "all 2 experiments corrupt S2; ioi also has S1, IO, S1+IO, ABC"
+
+
+def test_too_few_prompts():
+    caution, because = only(*sound(n=10, keep=False))
+    assert caution == "few prompts for the spread"
+    assert "10 prompts, spread over prompts not kept" in because
+    # The threshold of [0, ..., 0.5] is 0.0625 + 2 * 0.1654 = 0.393, which is 0.107 away.
+    assert pl.advise(*sound(n=10, spread=0.1)).empty
+    caution, because = only(*sound(n=10, spread=0.3, baselines={"logit_diff": (6.0, -2.0)}))
+    assert caution == "few prompts for the spread"
+    assert "0.5 ± 0.1 (standard error, 10 prompts), the threshold 0.39" in because
+    assert pl.advise(*sound(n=400, spread=0.3)).empty
+
+
+def test_a_corrupted_run_out_of_distribution(mini):
+    everything = pl.tasks.ioi(mini, n=140)
+    pairs, reference = everything[:40], everything[40:]
+    experiments = {
+        type(c).__name__: pl.patch(mini, pairs, corruption=c, progress=False)
+        for c in (pl.STR("S2"), pl.GN("S2"))
+    }
+    far, near = (
+        pl.ood(mini, pairs, corruption, reference=reference, positions=positions)
+        for corruption, positions in ((pl.GN("S2"), ["S2", "last"]), (pl.STR("S2"), "S2"))
+    )
+    caution = "corrupted run out of distribution"
+    found = pl.advise(experiments, ood=far).set_index("caution")
+    assert "at S2 is" in found.because[caution] and "times as far" in found.because[caution]
+    assert caution not in pl.advise(experiments, ood=near).caution.tolist()
+    assert caution not in pl.advise(experiments).caution.tolist()
+    with pytest.raises(pl.PatchlibError, match="measured for GN at S2"):
+        pl.advise(experiments["STR"], ood=far)
+
+
+def test_results_with_draws_heads_and_windows_are_read(mini):
+    """Every form that pl.patch returns."""
+    pairs = pl.tasks.ioi(mini, n=6)
+    for component, options in (
+        ("head", {"keep_draws": True, "keep_prompts": True}),
+        ("mlp", {"window": [1, 3], "positions": ["S2", "last"], "keep_prompts": True}),
+        ("attn", {"direction": "noise", "positions": "S2"}),
+    ):
+        corruption = pl.GN("S2", draws=2)
+        fx = pl.patch(mini, pairs, component, corruption=corruption, progress=False, **options)
+        assert "GN where tokens can be replaced" in pl.advise(fx).caution.tolist()
+        assert not pl.advise(fx.sel(metric="prob")).empty
+
+
+def test_the_replacements_are_those_of_the_tasks(mini):
+    for task, sites in advice.REPLACEMENTS.items():
+        pairs = getattr(tasks, task)(mini, n=1)
+        assert sorted(pairs.prompts[0].corrupted) == sorted(sites)
+
+
+def test_what_is_no_study_is_refused():
+    fx = result()
+    for wrong, message in (
+        ((), "no experiment"),
+        ((fx.effect,), "a DataArray is no result"),
+        ((fx, 3), "a int is no result"),
+        ((fx.drop_vars("clean"),), "no result"),
+        ((fx.drop_attrs(),), "lost its corruption"),
+        ((fx.isel(layer=0),), "metric or layer"),
+        ((fx, result(task="docstring")), "docstring, ioi"),
+        ((fx, result(model="other")), "the models m, other"),
+    ):
+        with pytest.raises(pl.PatchlibError, match=message):
+            pl.advise(*wrong)
+    with pytest.raises(pl.PatchlibError, match=r"give a result of pl\.ood"):
+        pl.advise(fx, ood=fx)

@@ -1,0 +1,113 @@
+"""One choice changed at a time: what is shared, lost and gained."""
+
+import numpy as np
+import pytest
+
+import patchlib as pl
+from patchlib.choices import Choice, Choices, Study
+
+
+@pytest.fixture(scope="module")
+def study(mini) -> Study:
+    return Study(mini, pl.tasks.ioi(mini, n=20), draws=2)
+
+
+def test_a_change_is_one_setting():
+    start = Choice("S2")
+    changes = start.changes(["S2", "ABC"], [1, 3])
+    assert list(changes) == [
+        "corruption: STR → GN",
+        "metric: logit difference → probability",
+        "metric: logit difference → KL divergence",
+        "site: S2 → ABC",
+        "window: 1 → 3",
+    ]
+    assert str(changes["window: 1 → 3"]) == "STR at S2, logit difference, window 3"
+    for after in changes.values():
+        differ = [name for name in vars(start) if getattr(start, name) != getattr(after, name)]
+        assert len(differ) == 1
+
+
+def test_the_table_counts_what_detection_finds(mini, study):
+    table = study.table(Choice("S2"), ["ABC"])
+    assert len(table) == 1 + len(Choice("S2").changes(["ABC"]))
+    assert table.iloc[0][["lost", "gained"]].tolist() == ["none", "none"]
+    fx = pl.patch(mini, pl.tasks.ioi(mini, n=20), corruption=pl.GN("S2", draws=2), progress=False)
+    found = pl.detect(fx)
+    found = found[found.metric == "logit_diff"]
+    expected = {"+" + head for head in found.heads.iloc[0]}
+    expected |= {"-" + head for head in found.heads.iloc[1]}
+    row = table[table.change == "corruption: STR → GN"].iloc[0]
+    listed = {
+        head for name in ("shared", "gained") for head in row[name].split(", ") if head != "none"
+    }
+    assert listed == expected
+    assert row.detected == len(expected)
+
+
+def test_shared_lost_and_gained_are_all_there_is(study):
+    before, after = Choice("S2"), Choice("S1+IO")
+    moved = study.compare(before, after)
+    assert sorted(moved["shared"] + moved["lost"]) == sorted(study.detected(before))
+    assert sorted(moved["shared"] + moved["gained"]) == sorted(study.detected(after))
+    assert study.compare(before, before)["lost"] == []
+
+
+def test_what_lies_beyond_two_standard_deviations_is_detected(study):
+    choice = Choice("S2", "GN", "kl")
+    standard = study.standard(choice)
+    beyond = standard.where(abs(standard) > 2).to_series().dropna()
+    assert {f"{layer}.{head}" for layer, head in beyond.index} == {
+        head[1:] for head in study.detected(choice)
+    }
+
+
+def test_windows_of_layers(tiny_gpt2):
+    pairs = pl.tasks.ioi(tiny_gpt2, n=3)
+    study = Study(tiny_gpt2, pairs, "mlp", "S2", windows=(1, 3))
+    fx = study.fx(Choice("S2", window=3))
+    alone = pl.patch(
+        tiny_gpt2, pairs, "mlp", corruption=pl.STR("S2"), positions="S2", window=3, progress=False
+    )
+    expected = alone.effect.sel(metric=["logit_diff"])
+    np.testing.assert_allclose(fx.effect, expected, rtol=1e-4, atol=2e-5)
+    assert fx.attrs["window"] == 3
+    assert "window: 1 → 3" in study.table(Choice("S2")).change.tolist()
+    assert study.figure(Choice("S2"), Choice("S2", window=3)).axes
+
+
+def test_the_control_changes_the_picture(study):
+    choices = Choices(study, Choice("S2"), ["ABC"], show=False)
+    first = choices.figure
+    assert first.axes[0].get_xlabel().startswith("effect, STR at S2, logit difference")
+    assert first.axes[0].get_ylabel().startswith("effect, GN at S2, logit difference")
+    assert choices.moved == study.compare(Choice("S2"), Choice("S2", "GN"))
+    assert repr(choices) == "Choices(corruption: STR → GN)"
+    choices.control.value = "site: S2 → ABC"
+    assert choices.moved == study.compare(Choice("S2"), Choice("ABC"))
+    assert choices.figure is not first
+    assert choices.caption.startswith("site: S2 → ABC\nshared: ")
+    choices.control.value = choices.control.options[0]
+    assert choices.figure is first
+
+
+def test_a_change_that_fails_is_reported(study):
+    choices = Choices(study, Choice("S2"), ["nowhere"], show=False)
+    assert choices.error == ""
+    choices.control.value = "site: S2 → nowhere"
+    assert "no token replacement at 'nowhere'" in choices.error
+    choices.control.value = choices.control.options[0]
+    assert choices.error == ""
+
+
+def test_what_makes_no_sense_is_refused(mini, study):
+    pairs = pl.tasks.ioi(mini, n=2)
+    with pytest.raises(pl.PatchlibError, match="each"):
+        Study(mini, pairs, positions="each")
+    with pytest.raises(pl.PatchlibError, match="odd windows"):
+        Study(mini, pairs, "mlp", windows=[2])
+    for wrong in (Choice("S2", metric="rank"), Choice("S2", window=3)):
+        with pytest.raises(pl.PatchlibError, match="this study has"):
+            study.fx(wrong)
+    with pytest.raises(pl.PatchlibError, match="corruption='ZERO'"):
+        study.fx(Choice("S2", corruption="ZERO"))

@@ -1,0 +1,115 @@
+"""Experiments have settings for every model, and an estimate of what they take."""
+
+import json
+from typing import Any
+
+import pytest
+from transformer_lens.model_bridge import TransformerBridge
+
+import patchlib as pl
+from patchlib import experiments
+from patchlib.errors import PatchlibError
+from patchlib.experiments import Estimate, estimate, settings
+
+NAMES = list(json.loads(experiments.EXPERIMENTS.read_text("utf-8")))
+IOI: dict[str, Any] = {
+    "task": "ioi", "component": "head", "positions": "all", "sites": ["S2"],
+    "n": 10, "draws": 1, "prepend_bos": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_experiment_has_settings_and_an_estimate(name: str, mini: TransformerBridge) -> None:
+    chosen = settings(name, mini)
+    assert chosen["n"] > 0
+    assert set(chosen["sites"])
+    assert chosen["task"] in pl.tasks.__all__
+    found = estimate(mini, name, rate=1e10)
+    assert found == estimate(mini, chosen, rate=1e10)
+    assert 0 < found.seconds < 3600
+
+
+def test_an_unknown_experiment_or_task_is_refused(mini: TransformerBridge) -> None:
+    for ask in (settings, lambda name, model: estimate(model, name)):
+        with pytest.raises(PatchlibError, match="no experiment 'app_z': allowed are 3_1_ioi"):
+            ask("app_z", mini)
+    with pytest.raises(PatchlibError, match="unknown task 'chess'"):
+        estimate(mini, IOI | {"task": "chess"})
+
+
+def lengths(model: TransformerBridge) -> list[tuple[int, int]]:
+    """Of the prompts that stand for all: how many tokens, and how many from S2 on."""
+    pairs = pl.tasks.ioi(model, n=8, prepend_bos=False)
+    return [(len(p.clean), len(p.clean) - p.positions["S2"][0]) for p in pairs.prompts]
+
+
+def test_the_closed_form_of_a_sweep_over_heads(tiny_gpt2: TransformerBridge) -> None:
+    # 3 layers of 4 heads, width 32: 4 d² of attention and 8 d² of the MLP.
+    weights = 12 * 32**2
+    expected = 0.0
+    for length, late in lengths(tiny_gpt2):
+        # A head of layer l needs the layers from l on: 3 + 2 + 1 for each of 4 heads.
+        cells = 4 * (3 + 2 + 1) * late
+        # Replacement and noise; the clean run is whole, the corrupted one begins at S2.
+        expected += 2 * weights * (2 * cells + 2 * 3 * length + 2 * 3 * late) * 10 / 8
+    assert estimate(tiny_gpt2, IOI, rate=1e6).seconds == pytest.approx(expected / 1e6)
+
+
+def test_the_closed_form_of_windows_at_the_last_token(tiny_gpt2: TransformerBridge) -> None:
+    weights = 12 * 32**2
+    chosen = IOI | {"component": "mlp", "positions": ["last", "IO"], "draws": 4}
+    expected = 0.0
+    for length, late in lengths(tiny_gpt2):
+        # Window 1 begins at layers 0, 1, 2 and window 3 at 0, 0, 1; IO comes before S2.
+        cells = (3 + 2 + 1) + (3 + 3 + 2)
+        expected += 2 * weights * (5 * cells + 2 * 3 * length + 5 * 3 * late) * 10 / 8
+    found = estimate(tiny_gpt2, chosen | {"window": [1, 3], "before": [0, 1]}, rate=1e6)
+    assert found.seconds == pytest.approx(expected / 1e6)
+
+
+def test_time_grows_as_prompts_sites_and_rate_say(mini: TransformerBridge) -> None:
+    once = estimate(mini, IOI, rate=1e9)
+    assert estimate(mini, IOI | {"n": 20}, rate=1e9).seconds == pytest.approx(2 * once.seconds)
+    twice = estimate(mini, IOI | {"sites": ["S2", "S2"]}, rate=1e9)
+    assert twice.seconds == pytest.approx(2 * once.seconds)
+    assert estimate(mini, IOI, rate=2e9).seconds == pytest.approx(once.seconds / 2)
+    assert estimate(mini, IOI | {"draws": 5}, rate=1e9).seconds > 2 * once.seconds
+    # Replacement that no position is named after, and every position by itself.
+    assert estimate(mini, IOI | {"sites": ["ABC"]}, rate=1e9).seconds > once.seconds
+    assert estimate(mini, IOI | {"positions": "each"}, rate=1e9).seconds > once.seconds
+
+
+def test_memory_is_weights_and_budget(tiny: TransformerBridge) -> None:
+    weights = sum(4 * part.numel() for part in tiny.parameters())
+    assert estimate(tiny, IOI, rate=1e9).bytes == weights + 2 * 2**30
+
+
+def test_weights_of_a_layer_are_those_of_the_model(tiny: TransformerBridge) -> None:
+    names = ("attn", "attention", "mlp")
+    # TransformerLens keeps queries, keys and values together and apart.
+    counted = {
+        name: part.numel()
+        for name, part in tiny.original_model.named_parameters()
+        if part.ndim == 2 and "qkv" not in name and any(each in name for each in names)
+    }
+    assert tiny.cfg.n_layers * experiments._layer_weights(tiny) == sum(counted.values())
+
+
+def test_the_rate_is_measured(mini: TransformerBridge) -> None:
+    assert 1e8 < experiments._rate(mini) < 1e15
+    assert estimate(mini, IOI).seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.2, "less than a second, 1.2 GiB"),
+        (1.2, "about 1 second, 1.2 GiB"),
+        (59.0, "about 59 seconds, 1.2 GiB"),
+        (175.0, "about 3 minutes, 1.2 GiB"),
+        (3700.0, "about 1 hour, 1.2 GiB"),
+        (3 * 86400.0, "about 3 days, 1.2 GiB"),
+    ],
+)
+def test_estimates_read_as_text(seconds: float, text: str) -> None:
+    assert str(Estimate(seconds, int(1.2 * 2**30))) == text
