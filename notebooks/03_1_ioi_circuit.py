@@ -762,6 +762,12 @@ quantities.append(
     )
 )
 pl.notebooks.show(pl.paper.table(quantities))
+pl.paper.record(
+    "ioi_circuit",
+    {},
+    model=str(model.cfg.model_name),
+    why="found by Wang et al. in GPT-2 small: a reference for detected heads, not a measurement",
+)
 
 # %% [markdown]
 # ## Exercises

@@ -744,6 +744,23 @@ pl.paper.record(
     model=fx["STR", MAIN].attrs["model"],
     why="" if is_gpt2 else "heads are not comparable across models",
 )
+movers = set(pl.paper.value("ioi_circuit")["Name Mover"]["main"])
+seen_at_s2 = [
+    set(heads_found)
+    for name in ("STR", "GN")
+    for heads_found in detected[name, "S2"].query("sign == 'positive'").heads
+]
+pl.paper.record(
+    "appendix_f",
+    {
+        "name_movers_missed": min(len(movers - seen) for seen in seen_at_s2),
+        "always_missed": sorted(movers - set().union(*seen_at_s2)),
+    }
+    if is_gpt2
+    else {},
+    model=fx["STR", MAIN].attrs["model"],
+    why="" if is_gpt2 else "the Name Movers are heads of GPT-2 small",
+)
 
 # %% [markdown]
 # ## Exercises

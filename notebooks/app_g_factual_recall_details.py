@@ -679,7 +679,8 @@ for id, window in CURVES.items():
                 for key in ("peak", "plateau")
                 if key in values
             ]
-    pl.paper.record(id, here, model=who, why=too_deep(window))
+    low = f"a peak below {FLOOR} has no layer worth a number"
+    pl.paper.record(id, here, model=who, why=too_deep(window) or low)
 for id, (name, window) in MAPS.items():
     here = {}
     for metric, limit in pl.paper.value(id)[name].items():
