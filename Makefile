@@ -40,7 +40,7 @@ run: notebooks  ## Execute all notebooks
 test-browser: $(INSTALLED)  ## Run the tests in Chromium (needs chromium and chromedriver)
 	$(BIN)/pytest tests -m browser
 
-bench: $(INSTALLED)  ## Measure how fast patching is (some ten minutes)
+bench: $(INSTALLED)  ## Measure how fast patching is (some twenty minutes)
 	$(BIN)/python tests/bench.py
 
 notebooks: $(INSTALLED)  ## Bring each .ipynb in line with its .py text, keeping the outputs
