@@ -57,6 +57,7 @@ lint: $(INSTALLED)  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 clean:  ## Remove caches (keeps .venv and _build)
 	rm -rf .pytest_cache .hypothesis .mypy_cache .ruff_cache *.egg-info

@@ -25,7 +25,7 @@ from IPython.display import Markdown, display
 from transformer_lens.utilities import get_act_name
 
 import patchlib as pl
-from patchlib.prompt import Prompt
+from patchlib.prompts.prompt import Prompt
 
 model = pl.load_model()
 pl.notebooks.versions(model, "3_1_ioi", n=50)

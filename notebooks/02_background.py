@@ -30,7 +30,7 @@ from IPython.display import Markdown, display
 from transformer_lens.utilities import get_act_name
 
 import patchlib as pl
-from patchlib.metrics import METRICS
+from patchlib.sweep.metrics import METRICS
 
 model = pl.load_model()
 pl.notebooks.versions(model)
@@ -110,7 +110,7 @@ display(
 # of the same token length. If there is none, `patchlib` refuses instead of shifting positions:
 
 # %%
-from patchlib.prompt import Prompt
+from patchlib.prompts.prompt import Prompt
 
 clean_text, longer = "John gave it to", "John and I gave it to"
 prompt = Prompt(clean_text, {"S": (0, 4)}, (" Mary",), (" John",), corrupted={"S": longer})

@@ -28,7 +28,7 @@ import pandas as pd
 from IPython.display import Markdown, display
 
 import patchlib as pl
-from patchlib.choices import Choice, Choices, Study
+from patchlib.show.choices import Choice, Choices, Study
 
 model = pl.load_model()
 # Section 6 repeats the sweeps at three sites.

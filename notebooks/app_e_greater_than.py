@@ -28,8 +28,8 @@ import xarray as xr
 from IPython.display import Markdown, display
 
 import patchlib as pl
-from patchlib.pairs import NOTHING
-from patchlib.runs import run_with_edits, two_runs
+from patchlib.prompts.pairs import NOTHING
+from patchlib.sweep.runs import run_with_edits, two_runs
 
 model = pl.load_model()
 pl.notebooks.versions(model, "app_e_greater_than")

@@ -29,8 +29,8 @@ import torch
 from IPython.display import Markdown, display
 
 import patchlib as pl
-from patchlib.patching import COMPONENTS
-from patchlib.runs import Run, run_with_edits
+from patchlib.sweep.patching import COMPONENTS
+from patchlib.sweep.runs import Run, run_with_edits
 
 model = pl.load_model()
 pl.notebooks.versions(model)

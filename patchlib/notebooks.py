@@ -15,13 +15,14 @@ import pandas as pd
 import xarray as xr
 from transformer_lens.model_bridge import TransformerBridge
 
-from patchlib import experiments, paper, results
 from patchlib.errors import PatchlibError
-from patchlib.models import describe
+from patchlib.files import BUILD, write_whole
+from patchlib.models.loading import describe
+from patchlib.paper import experiments
+from patchlib.paper import results_page as results
+from patchlib.paper import tables as paper
 
-ROOT = Path(__file__).parents[1]
-BUILD = ROOT / "_build"
-NOTEBOOKS = ROOT / "notebooks"
+NOTEBOOKS = BUILD.parent / "notebooks"
 FIGURES = NOTEBOOKS / "figures"
 
 
@@ -53,14 +54,13 @@ def keep(name: str, result: matplotlib.figure.Figure | xr.Dataset | xr.DataArray
     Raises:
         PatchlibError: for anything else.
     """
-    from patchlib import plot
+    from patchlib.show import plot
 
     if isinstance(result, matplotlib.figure.Figure):
         plot.save(result, BUILD / "figures" / name)
     elif isinstance(result, xr.Dataset | xr.DataArray):
         path = BUILD / "results" / f"{name}.nc"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        result.to_netcdf(path)
+        write_whole(path, result.to_netcdf)
     else:
         raise PatchlibError(
             f"cannot keep a {type(result).__name__}: give a matplotlib Figure, an xarray Dataset "

@@ -25,10 +25,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 from transformers.utils import logging
 
 import patchlib as pl
-from patchlib.cells import Cell
-from patchlib.hook_engine import restore
-from patchlib.pairs import PromptPairs, TokenizedPrompt
-from patchlib.runs import Run, run_with_edits
+from patchlib.models.loading import MINI
+from patchlib.prompts.pairs import PromptPairs, TokenizedPrompt
+from patchlib.sweep.cells import Cell
+from patchlib.sweep.hook_engine import restore
+from patchlib.sweep.runs import Run, run_with_edits
 
 OUT = Path(__file__).parents[1] / "_build" / "bench"
 WINDOWS = {"window": [3, 5, 10], "before": [1, 2, 5]}
@@ -41,7 +42,7 @@ def random_gpt2(device: str, layers: int = 12, heads: int = 12) -> TransformerBr
     configuration = GPT2Config(n_layer=layers, n_head=heads)
     with tempfile.TemporaryDirectory() as folder:
         AutoModelForCausalLM.from_config(configuration).save_pretrained(folder)
-        AutoTokenizer.from_pretrained(pl.models.MINI).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(MINI).save_pretrained(folder)
         return pl.load_model(folder, device=device)
 
 

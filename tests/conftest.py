@@ -28,6 +28,7 @@ from transformers import (
 )
 
 import patchlib as pl
+from patchlib.models.loading import MINI
 
 # The models are tiny: one thread is as fast as several, and does not stall on a busy machine.
 torch.set_num_threads(1)
@@ -130,7 +131,7 @@ def mini() -> TransformerBridge:
 @pytest.fixture(scope="session")
 def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Saves a small model of a family, with random weights and mini's tokenizer, once."""
-    tokenizer = AutoTokenizer.from_pretrained(pl.models.MINI)
+    tokenizer = AutoTokenizer.from_pretrained(MINI)
     folders: dict[str, Path] = {}
 
     def folder(family: str) -> Path:
@@ -183,7 +184,7 @@ def attn_only_4l(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, t
         "d_vocab": vocabulary,
         "act_fn": "gelu",
         "attn_only": True,
-        "tokenizer_name": str(pl.models.MINI),
+        "tokenizer_name": str(MINI),
     }
     repository = tmp_path / "attn-only-4l"
     repository.mkdir()

@@ -5,7 +5,8 @@ import pytest
 import xarray as xr
 
 import patchlib as pl
-from patchlib import advice, tasks
+from patchlib import tasks
+from patchlib.paper import advice
 
 SOUND = {"prob": (0.9, 0.5), "logit_diff": (6.0, -2.0), "kl": (0.0, 2.0)}
 

@@ -13,8 +13,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
 
 import patchlib as pl
-from patchlib.pairs import PromptPairs
-from patchlib.patching import ENGINES
+from patchlib.prompts.pairs import PromptPairs
+from patchlib.sweep.patching import ENGINES
 
 METRICS = ["logit_diff", "prob"]
 # A tiny model spreads its probability over thousands of tokens: only a share of it means much.

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from patchlib.mini import card
-from patchlib.models import MINI
+from patchlib.models.loading import MINI
+from patchlib.training import card
 
 
 @pytest.fixture(scope="module")

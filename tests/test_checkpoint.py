@@ -16,8 +16,8 @@ import xarray as xr
 from transformer_lens.model_bridge import TransformerBridge
 
 import patchlib as pl
-from patchlib import patching
-from patchlib.pairs import PromptPairs
+from patchlib.prompts.pairs import PromptPairs
+from patchlib.sweep import patching
 
 OPTIONS: dict[str, Any] = {"corruption": pl.GN("S1+IO", draws=2), "batch_size": 2}
 

@@ -5,7 +5,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 import patchlib as pl
-from patchlib.choices import Choice, Choices, Study
+from patchlib.show.choices import Choice, Choices, Study
 
 
 @pytest.fixture(scope="module")

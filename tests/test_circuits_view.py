@@ -14,9 +14,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from patchlib.circuits_view import AttentionHeads
 from patchlib.errors import PatchlibError
-from patchlib.plot import attention
+from patchlib.show.attention_heads import AttentionHeads
+from patchlib.show.plot import attention
 
 TOKENS = ["<|endoftext|>", "When", " Mary", "\n"]
 NAMES = ["L0H1", "L9H9"]

@@ -58,7 +58,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import patchlib as pl
-from patchlib.pairs import PromptPairs, TokenizedPrompt
+from patchlib.prompts.pairs import PromptPairs, TokenizedPrompt
 
 A, B, E = 0, 1, 2
 # The rows are h1, h2, h3: (a, b, c) @ H is the vector with these coordinates.

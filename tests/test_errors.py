@@ -13,9 +13,9 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 import patchlib as pl
-from patchlib import patching, runs
-from patchlib.pairs import PromptPairs
-from patchlib.prompt import Prompt
+from patchlib.prompts.pairs import PromptPairs
+from patchlib.prompts.prompt import Prompt
+from patchlib.sweep import patching, runs
 from patchlib.tasks import facts, indirect_objects, sums, years
 
 STR = pl.STR("S2")

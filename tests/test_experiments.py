@@ -7,9 +7,9 @@ import pytest
 from transformer_lens.model_bridge import TransformerBridge
 
 import patchlib as pl
-from patchlib import experiments
 from patchlib.errors import PatchlibError
-from patchlib.experiments import Estimate, estimate, settings
+from patchlib.paper import experiments
+from patchlib.paper.experiments import Estimate, estimate, settings
 
 NAMES = list(json.loads(experiments.EXPERIMENTS.read_text("utf-8")))
 IOI: dict[str, Any] = {

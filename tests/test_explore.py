@@ -12,8 +12,8 @@ from IPython.core.interactiveshell import InteractiveShell
 from transformer_lens.model_bridge import TransformerBridge
 
 import patchlib as pl
-from patchlib.metrics import METRICS
-from patchlib.picture import png_of
+from patchlib.show.picture import png_of
+from patchlib.sweep.metrics import METRICS
 
 # `pl.explore` is the function; the module of that name is asked for by its full name.
 module = importlib.import_module("patchlib.explore")

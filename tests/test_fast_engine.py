@@ -24,9 +24,10 @@ from transformers import (
 )
 
 import patchlib as pl
-from patchlib import architectures, patching
-from patchlib.corruption import Corruption
-from patchlib.pairs import PromptPairs
+from patchlib.models.loading import MINI
+from patchlib.prompts.corruption import Corruption
+from patchlib.prompts.pairs import PromptPairs
+from patchlib.sweep import architectures, patching
 
 METRICS = ("logit_diff", "prob", "kl", "log_prob")
 TOLERANCE = {"rtol": 0, "atol": 1e-4}
@@ -62,7 +63,7 @@ def assert_same(hooks: xr.Dataset, fast: xr.Dataset, **tolerance: float) -> None
 
 
 def save(configuration, folder: Path) -> TransformerBridge:
-    tokenizer = AutoTokenizer.from_pretrained(pl.models.MINI)
+    tokenizer = AutoTokenizer.from_pretrained(MINI)
     configuration.vocab_size = len(tokenizer)
     configuration.bos_token_id = configuration.eos_token_id = tokenizer.bos_token_id
     torch.manual_seed(0)

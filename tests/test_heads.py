@@ -8,7 +8,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 import patchlib as pl
-from patchlib.models import MINI
+from patchlib.models.loading import MINI
 
 READERS = [(5, 1), (5, 3), (5, 5), (6, 3), (7, 0)]
 

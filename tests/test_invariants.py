@@ -15,12 +15,12 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities import get_act_name
 
 import patchlib as pl
-from patchlib.cells import Cell, Limits
-from patchlib.corruption import Corruption
-from patchlib.metrics import choose
-from patchlib.pairs import PromptPairs
-from patchlib.patching import COMPONENTS, ENGINES
-from patchlib.runs import Run
+from patchlib.prompts.corruption import Corruption
+from patchlib.prompts.pairs import PromptPairs
+from patchlib.sweep.cells import Cell, Limits
+from patchlib.sweep.metrics import choose
+from patchlib.sweep.patching import COMPONENTS, ENGINES
+from patchlib.sweep.runs import Run
 
 # Without rank and accuracy, which jump where two logits are equal but for rounding.
 METRICS = ("logit_diff", "prob", "kl", "log_prob")

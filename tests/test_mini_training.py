@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from patchlib.mini import corpus, train
-from patchlib.models import MINI
+from patchlib.models.loading import MINI
+from patchlib.training import corpus, train
 
 STEPS, ROWS = 6, 4
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import patchlib as pl
-from patchlib.models import MINI, _fingerprint, describe
+from patchlib.models.loading import MINI, _fingerprint, describe
 
 
 def test_mini_is_loaded_as_any_folder_is(mini):

@@ -26,9 +26,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from patchlib import experiments, notebooks, paper
+from patchlib import notebooks
 from patchlib.errors import PatchlibError
-from patchlib.models import MINI
+from patchlib.models.loading import MINI
+from patchlib.paper import experiments
+from patchlib.paper import tables as paper
 
 PROMPTS, DRAWS = 12, 2
 SHARE = 1 if os.environ.get("PATCHLIB_FULL_SHAPES") else 3

@@ -11,9 +11,9 @@ import pytest
 import torch
 import xarray as xr
 
-from patchlib import paper
 from patchlib.errors import PatchlibError
-from patchlib.metrics import METRICS
+from patchlib.paper import tables as paper
+from patchlib.sweep.metrics import METRICS
 
 
 @pytest.fixture(autouse=True)

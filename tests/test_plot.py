@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
-from patchlib import detect, plot
+from patchlib import detect
 from patchlib.errors import PatchlibError
+from patchlib.show import plot
 
 POSITIONS = ["first_subject", "last_subject", "last"]
 ATTRS = {

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 
-from patchlib import paper, results
+from patchlib.paper import results_page as results
+from patchlib.paper import tables as paper
 
 
 @pytest.fixture(autouse=True)

@@ -13,9 +13,9 @@ from conftest import gpt2_encoding
 from transformer_lens.model_bridge import TransformerBridge
 
 import patchlib as pl
-from patchlib.mini import corpus
-from patchlib.pairs import PromptPairs, TokenizedPrompt
+from patchlib.prompts.pairs import PromptPairs, TokenizedPrompt
 from patchlib.tasks import docstrings, facts, indirect_objects, sums, years
+from patchlib.training import corpus
 
 N = 60
 RECORD = json.loads((Path(__file__).parent / "gpt2_token_counts.json").read_text(encoding="utf-8"))

@@ -13,8 +13,8 @@ from pathlib import Path
 from transformer_lens.model_bridge import TransformerBridge
 
 from patchlib.errors import PatchlibError
-from patchlib.pairs import PromptPairs, TokenizedPrompt, draw
-from patchlib.prompt import Prompt
+from patchlib.prompts.pairs import PromptPairs, TokenizedPrompt, draw
+from patchlib.prompts.prompt import Prompt
 from patchlib.tasks import docstrings, indirect_objects, sums, years
 from patchlib.tasks.facts import PAIRED_FACTS, FactPair, read
 

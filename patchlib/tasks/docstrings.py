@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator
 
-from patchlib.prompt import Prompt, fill
+from patchlib.prompts.prompt import Prompt, fill
 
 TEMPLATE = '''
 def {name}(self, {r1}, {r2}, {A_def}, {B_def}, {C_def}, {r3}):

@@ -19,9 +19,10 @@ import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
 from patchlib.errors import PatchlibError
-from patchlib.prompt import Prompt
+from patchlib.files import DATA
+from patchlib.prompts.prompt import Prompt
 
-PAIRED_FACTS = Path(__file__).parents[2] / "data" / "paired_facts.json"
+PAIRED_FACTS = DATA / "paired_facts.json"
 _HALF = re.compile("[\ud800-\udfff]")
 _MANY_TOKENS = "the answer is not one token for this model"
 

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator
 
-from patchlib.prompt import Prompt, fill
+from patchlib.prompts.prompt import Prompt, fill
 
 # Each template has two versions: BABA as written, ABBA with the first two names swapped.
 # All have the same number of GPT-2 tokens, so that a batch of prompts is one tensor;

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from functools import cache
 
 from patchlib.errors import PatchlibError
-from patchlib.prompt import Prompt, fill
+from patchlib.prompts.prompt import Prompt, fill
 
 TEMPLATE = "{X1} {op} {Y1} = {Z1}\n{X2} {op} {Y2} = {Z2}\n{X3} {op} {Y3} ="
 OPERATORS = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator
 
-from patchlib.prompt import Prompt, fill
+from patchlib.prompts.prompt import Prompt, fill
 
 TEMPLATE = "The {noun} lasted from the year {XX}{YY} to the year {end}"
 NOUNS = tuple(

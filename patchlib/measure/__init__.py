@@ -1,0 +1,1 @@
+"""What results say: effects, detection, intervals, heads, unpatched runs, distance."""

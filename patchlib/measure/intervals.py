@@ -1,0 +1,72 @@
+"""How sure a mean over prompts is: bootstrap intervals."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import xarray as xr
+from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
+
+from patchlib.errors import PatchlibError
+
+
+def interval(
+    fx: xr.Dataset, confidence: float = 0.95, n_resamples: int = 1000, seed: int = 0
+) -> xr.Dataset:
+    """A bootstrap interval of the mean effect over prompts, by TransformerLens' own function.
+
+    Args:
+        fx: a result of `patch` with ``keep_prompts=True``.
+        confidence: the interval's coverage.
+        n_resamples: how many resamples of the prompts.
+        seed: seeds the resampling.
+
+    Returns:
+        A dataset with the variables ``low`` and ``high``, over the prompts that have the patched
+        position, as the mean is; NaN where fewer than two have it. The normaliser of the logit
+        difference is taken as given.
+
+    Raises:
+        PatchlibError: where the result holds no values per prompt.
+
+    Example:
+        >>> import patchlib as pl
+        >>> model = pl.load_model()
+        >>> pairs = pl.tasks.ioi(model, n=8)
+        >>> fx = pl.patch(model, pairs, "mlp", corruption=pl.STR("S2"), keep_prompts=True,
+        ...               progress=False)
+        >>> ci = pl.interval(fx)
+        >>> bool((ci.low <= fx.effect.mean("prompt")).all())
+        True
+    """
+    if "prompt" not in fx.dims:
+        raise PatchlibError(
+            "this result holds means over prompts: call pl.patch(..., keep_prompts=True) to keep "
+            "one value per prompt"
+        )
+    if not 0 < confidence < 1 or n_resamples < 1:
+        raise PatchlibError(
+            f"confidence={confidence}, n_resamples={n_resamples}: confidence must lie between 0 "
+            "and 1, and one resample or more is needed"
+        )
+    effect = fx.effect.transpose(..., "prompt")
+    cells = effect.values.reshape(-1, effect.sizes["prompt"])
+    bounds = np.full((2, len(cells)), np.nan)
+    # Cells that were measured on the same prompts are resampled together.
+    kinds, kind = np.unique(~np.isnan(cells), axis=0, return_inverse=True)
+    for number, measured in enumerate(kinds):
+        rows = np.flatnonzero(kind.ravel() == number)
+        if measured.sum() > 1:
+            low, high = bootstrap_ci(
+                torch.from_numpy(cells[rows][:, measured]),
+                confidence=confidence,
+                n_resamples=n_resamples,
+                generator=derive_generator(seed, "bootstrap"),
+            )
+            bounds[:, rows] = low.numpy(), high.numpy()
+    template = effect.isel(prompt=0, drop=True)
+    ends = dict(zip(("low", "high"), bounds.reshape(2, *template.shape), strict=True))
+    return xr.Dataset(
+        {name: template.copy(data=values) for name, values in ends.items()},
+        attrs=fx.attrs | {"confidence": confidence},
+    )

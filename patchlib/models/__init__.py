@@ -1,0 +1,1 @@
+"""What is loaded: models by name, from a folder, from the hub."""

@@ -1,0 +1,202 @@
+"""One forward pass through TransformerLens' own model, with noise, edits and kept activations."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.tools.analysis._model_state import require_eval_mode
+
+from patchlib.errors import PatchlibError
+from patchlib.prompts.corruption import Corruption
+from patchlib.prompts.pairs import PromptPairs
+from patchlib.sweep.cells import Limits
+
+# Hooks live on the model: a cell and a widget in another thread must take turns.
+_ONE_AT_A_TIME = threading.RLock()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One unpatched run on prompts of one length.
+
+    Args:
+        tokens: its tokens.
+        noise: what is added to the token embeddings, or None.
+    """
+
+    tokens: Int[Tensor, "prompt position"]
+    noise: Float[Tensor, "prompt position d_model"] | None = None
+
+    def distinct(self) -> tuple[Run, Int[Tensor, " prompt"]]:
+        """The run without repeated prompts, and for each of its prompts the one that is kept."""
+        if self.noise is None:
+            tokens, back = torch.unique(self.tokens, dim=0, return_inverse=True)
+            if len(tokens) < len(back):
+                return Run(tokens), back
+        return self, torch.arange(len(self.tokens))
+
+    def differs_from(self, other: Run) -> Bool[Tensor, "prompt position"]:
+        """Where two runs' inputs differ."""
+        differ = self.tokens != other.tokens
+        for mine, theirs in ((self.noise, other.noise), (other.noise, self.noise)):
+            if mine is not None:
+                known = torch.zeros_like(mine) if theirs is None else theirs
+                differ = differ | (mine != known).any(dim=-1)
+        return differ
+
+    def repeat(self, times: int) -> Run:
+        """The run with all its prompts repeated."""
+        noise = None if self.noise is None else self.noise.repeat(times, 1, 1)
+        return Run(self.tokens.repeat(times, 1), noise)
+
+    def rows(self, which: slice) -> Run:
+        """Some of its prompts."""
+        return Run(self.tokens[which], None if self.noise is None else self.noise[which])
+
+
+Edit = tuple[str, Callable[[Tensor], Tensor | None]]
+"""A hook's full name and a function that returns the activation to go on with."""
+
+Hook = tuple[str | Callable[..., Any], Callable[..., Any]]
+
+
+class _Fired:
+    """Counts how often each hook of a pass fired: every one must fire exactly once."""
+
+    def __init__(self) -> None:
+        self.times: dict[str, int] = {}
+
+    def watch(self, name: str, function: Callable[[Tensor], Tensor | None]) -> Hook:
+        self.times[name] = 0
+
+        def hook(activation: Tensor, hook: object) -> Tensor | None:
+            self.times[name] += 1
+            return function(activation)
+
+        return name, hook
+
+    def check(self) -> None:
+        wrong = {name: times for name, times in self.times.items() if times != 1}
+        if wrong:
+            raise PatchlibError(
+                f"hooks must fire once in a pass, and these did not: {wrong}. The model has no "
+                "such activation or computes it elsewhere; see model.hook_dict for what it has"
+            )
+
+
+def run_with_edits(
+    model: TransformerBridge,
+    run: Run,
+    edits: Sequence[Edit] = (),
+    keep: Sequence[str] = (),
+) -> tuple[Float[Tensor, "prompt vocab"], dict[str, Tensor]]:
+    """One forward pass with noise and edits, every one of which must happen.
+
+    Args:
+        model: the model.
+        run: tokens and noise.
+        edits: pairs of a hook's full name and a function that returns the activation to go on
+            with.
+        keep: full names of activations to return, as they are after all edits.
+
+    Returns:
+        The logits at the last position and the kept activations.
+
+    Raises:
+        PatchlibError: where a hook did not fire exactly once, and for a model in training mode,
+            whose dropout would make every run another one.
+    """
+    require_evaluation(model)
+    fired, kept = _Fired(), {}
+    hooks: list[Hook] = []
+    if run.noise is not None:
+        noise = run.noise.to(model.cfg.device)
+        hooks.append(fired.watch("hook_embed", lambda embed: embed + noise.to(embed.dtype)))
+    for name, edit in edits:
+        hooks.append(fired.watch(name, edit))
+    # Hooks on one point run in the order given, so a kept activation includes its edit.
+    keepers = _Fired()
+    for name in keep:
+
+        def store(activation: Tensor, name: str = name) -> None:
+            kept[name] = activation
+
+        hooks.append(keepers.watch(name, store))
+    known = model.hook_dict
+    for name in (*fired.times, *keepers.times):
+        if name not in known:
+            raise PatchlibError(
+                f"this model has no activation {name!r}; model.hook_dict lists those it has"
+            )
+    with _ONE_AT_A_TIME, torch.no_grad():
+        logits = model.run_with_hooks(run.tokens.to(model.cfg.device), fwd_hooks=hooks)
+    fired.check()
+    keepers.check()
+    return logits[:, -1], kept
+
+
+def require_evaluation(model: TransformerBridge) -> None:
+    """Refuses a model in training mode.
+
+    Raises:
+        PatchlibError: for such a model.
+    """
+    try:
+        require_eval_mode(model, operation="activation patching")
+    except ValueError as error:
+        raise PatchlibError(str(error)) from None
+
+
+def two_runs(
+    model: TransformerBridge, pairs: PromptPairs, corruption: Corruption, draw: int
+) -> tuple[Run, Run]:
+    """The clean and the corrupted run of prompts of one length."""
+    corrupted = corruption.tokens(pairs)
+    return Run(pairs.clean_tokens), Run(corrupted, corruption.noise(model, pairs, draw))
+
+
+def row_bytes(model: TransformerBridge, length: int) -> int:
+    """What one prompt of a length takes in TransformerLens' own forward pass."""
+    floats = 3 * model.cfg.d_vocab + 30 * model.cfg.d_model + 4 * model.cfg.n_heads * length
+    return 4 * length * floats
+
+
+def batches(
+    model: TransformerBridge,
+    pairs: PromptPairs,
+    memory_budget: float | None = None,
+    kept: int = 0,
+) -> Iterator[tuple[list[int], PromptPairs]]:
+    """Prompts of one length at a time, as many as fit into the memory budget.
+
+    Args:
+        model: the model that will run them.
+        pairs: prompts of any lengths.
+        memory_budget: as in `patchlib.patch`.
+        kept: how many numbers of every position the caller keeps of a run.
+
+    Yields:
+        The numbers of the prompts, and the prompts.
+
+    Raises:
+        PatchlibError: for a budget that is no positive number, or too small for one prompt.
+    """
+    memory = Limits.of(model, "auto", memory_budget).memory
+    for index, group in pairs.by_length():
+        length = len(group.prompts[0].clean)
+        row = row_bytes(model, length) + 4 * length * kept
+        if row > memory:
+            raise PatchlibError(
+                f"memory_budget={memory}: one prompt of {length} tokens needs {row} bytes; give "
+                f"memory_budget={row} or more"
+            )
+        size = memory // row
+        for start in range(0, len(group), size):
+            yield index[start : start + size], group[start : start + size]
