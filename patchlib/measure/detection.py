@@ -33,7 +33,7 @@ def detect(fx: xr.Dataset, sd: float = 2.0, shared: Sequence[str] = ()) -> pd.Da
 
     Example:
         >>> import patchlib as pl
-        >>> model = pl.load_model()
+        >>> model = pl.load_model("mini")
         >>> pairs = pl.tasks.ioi(model, n=8)
         >>> fx = pl.patch(model, pairs, corruption=pl.STR("S2"), progress=False)
         >>> list(pl.detect(fx, sd=2).columns)

@@ -74,7 +74,7 @@ def ood(
 
     Example:
         >>> import patchlib as pl
-        >>> model = pl.load_model()
+        >>> model = pl.load_model("mini")
         >>> far = pl.ood(model, pl.tasks.ioi(model, n=20), pl.GN("S2", draws=2))
         >>> dict(far.corrupted.sizes)
         {'layer': 8, 'draw': 2, 'prompt': 20}

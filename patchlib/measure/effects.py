@@ -65,7 +65,7 @@ def stolfo(fx: xr.Dataset) -> xr.DataArray:
 
     Example:
         >>> import patchlib as pl
-        >>> model = pl.load_model()
+        >>> model = pl.load_model("mini")
         >>> fx = pl.patch(model, pl.tasks.arithmetic(model, n=4), "mlp", positions="last",
         ...               corruption=pl.STR("X3+Y3"), metrics=["prob", "wrong_prob"],
         ...               keep_prompts=True, progress=False)

@@ -45,7 +45,7 @@ def attention_patterns(
 
     Example:
         >>> import patchlib as pl
-        >>> model = pl.load_model()
+        >>> model = pl.load_model("mini")
         >>> pairs = pl.tasks.ioi(model, n=2)
         >>> pattern = pl.attention_patterns(model, pairs, [(3, 1)], pl.STR("S2"))
         >>> bool((pattern.sum(-1) - 1).abs().max() < 1e-4)
@@ -146,7 +146,7 @@ def copying_score(
 
     Example:
         >>> import patchlib as pl
-        >>> model = pl.load_model()
+        >>> model = pl.load_model("mini")
         >>> scores = pl.copying_score(model, pl.tasks.ioi(model, n=4), [(5, 0)])
         >>> 0 <= float(scores.copies[0]) <= 1
         True

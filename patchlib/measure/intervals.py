@@ -31,7 +31,7 @@ def interval(
 
     Example:
         >>> import patchlib as pl
-        >>> model = pl.load_model()
+        >>> model = pl.load_model("mini")
         >>> pairs = pl.tasks.ioi(model, n=8)
         >>> fx = pl.patch(model, pairs, "mlp", corruption=pl.STR("S2"), keep_prompts=True,
         ...               progress=False)

@@ -42,7 +42,7 @@ def baselines(
 
     Example:
         >>> import patchlib as pl
-        >>> model = pl.load_model()
+        >>> model = pl.load_model("mini")
         >>> runs = pl.baselines(model, pl.tasks.ioi(model, n=20), pl.STR("S2"))
         >>> ld = runs.sel(metric="logit_diff").mean("prompt")
         >>> bool(ld.clean > 0 > ld.corrupted)
@@ -91,7 +91,7 @@ def answered(model: TransformerBridge, pairs: PromptPairs) -> PromptPairs:
 
     Example:
         >>> import patchlib as pl
-        >>> model = pl.load_model()
+        >>> model = pl.load_model("mini")
         >>> kept = pl.answered(model, pl.tasks.arithmetic(model, n=10))
         >>> len(kept) + kept.settings["dropped"]
         10

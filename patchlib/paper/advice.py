@@ -70,7 +70,7 @@ def advise(
 
     Example:
         >>> import patchlib as pl
-        >>> model = pl.load_model()
+        >>> model = pl.load_model("mini")
         >>> pairs = pl.tasks.ioi(model, n=20)
         >>> fx = pl.patch(model, pairs, corruption=pl.GN("S2"), metrics=["prob"], progress=False)
         >>> pl.advise(fx).caution.tolist()[:2]

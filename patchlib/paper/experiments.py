@@ -47,7 +47,7 @@ def settings(name: str, model: TransformerBridge) -> dict[str, Any]:
 
     Example:
         >>> import patchlib as pl
-        >>> settings("app_c_arithmetic", pl.load_model())["positions"]
+        >>> settings("app_c_arithmetic", pl.load_model("mini"))["positions"]
         'last'
     """
     everything = json.loads(EXPERIMENTS.read_text(encoding="utf-8"))
@@ -109,7 +109,7 @@ def estimate(
 
     Example:
         >>> import patchlib as pl
-        >>> model = pl.load_model()
+        >>> model = pl.load_model("mini")
         >>> few = settings("3_1_ioi", model)
         >>> many = few | {"n": 10 * few["n"]}
         >>> round(estimate(model, many, rate=1e9).seconds / estimate(model, few, rate=1e9).seconds)

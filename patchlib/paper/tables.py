@@ -224,7 +224,7 @@ def compare(fx: Mapping[str, xr.Dataset], table: str) -> pd.DataFrame:
 
     Example:
         >>> import patchlib as pl
-        >>> model = pl.load_model()
+        >>> model = pl.load_model("mini")
         >>> pairs = pl.tasks.ioi(model, n=8)
         >>> fx = pl.patch(model, pairs, corruption=pl.STR("S1+IO"), progress=False)
         >>> compare({"STR": fx}, "table4").columns[:3].tolist()

@@ -25,7 +25,7 @@ class STR:
 
     Example:
         >>> import patchlib as pl
-        >>> pairs = pl.tasks.ioi(pl.load_model(), n=5)
+        >>> pairs = pl.tasks.ioi(pl.load_model("mini"), n=5)
         >>> changed = pl.STR("S2").tokens(pairs) != pairs.clean_tokens
         >>> changed.sum(dim=1).tolist()
         [1, 1, 1, 1, 1]
@@ -81,7 +81,7 @@ class GN:
 
     Example:
         >>> import patchlib as pl
-        >>> model = pl.load_model()
+        >>> model = pl.load_model("mini")
         >>> pairs = pl.tasks.ioi(model, n=2)
         >>> noise = pl.GN("S2", scale=3.0).noise(model, pairs, draw=0)
         >>> noise.abs().sum(dim=-1).count_nonzero().item()

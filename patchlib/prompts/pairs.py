@@ -65,7 +65,7 @@ class PromptPairs:
 
     Example:
         >>> import patchlib as pl
-        >>> model = pl.load_model()
+        >>> model = pl.load_model("mini")
         >>> pairs = pl.tasks.ioi(model, n=4, seed=0)
         >>> len(pairs), tuple(pairs.clean_tokens.shape), tuple(pairs.positions["S2"].shape)
         (4, (4, 15), (4,))
@@ -283,7 +283,7 @@ def from_prompts(
         >>> from patchlib.prompts.prompt import Prompt
         >>> prompt = Prompt("The war lasted", {"noun": (4, 7)}, (" from",), (" to",),
         ...                 {"noun": "The siege lasted"})
-        >>> pl.pairs.from_prompts(pl.load_model(), [prompt], task="mine").positions["noun"]
+        >>> pl.pairs.from_prompts(pl.load_model("mini"), [prompt], task="mine").positions["noun"]
         tensor([2])
     """
     tokenized = tuple(tokenize(model, prompt, prepend_bos) for prompt in prompts)

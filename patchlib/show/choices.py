@@ -99,7 +99,7 @@ class Study:
 
     Example:
         >>> import patchlib as pl
-        >>> model = pl.load_model()
+        >>> model = pl.load_model("mini")
         >>> study = Study(model, pl.tasks.ioi(model, n=20))
         >>> study.table(Choice("S2")).columns.tolist()
         ['change', 'detected', 'shared', 'lost', 'gained']
@@ -280,7 +280,7 @@ class Choices:
 
     Example:
         >>> import patchlib as pl
-        >>> model = pl.load_model()
+        >>> model = pl.load_model("mini")
         >>> choices = Choices(Study(model, pl.tasks.ioi(model, n=20)), Choice("S2"), show=False)
         >>> choices.control.value = "metric: logit difference → probability"
         >>> list(choices.moved)

@@ -63,7 +63,7 @@ def explore(
 
     Example:
         >>> import patchlib as pl
-        >>> model = pl.load_model()
+        >>> model = pl.load_model("mini")
         >>> explorer = pl.explore(model, pl.tasks.ioi(model, n=4))
         >>> explorer.controls["metric"].value = "prob"
         >>> dict(explorer.fx.effect.sizes)

@@ -84,7 +84,7 @@ def heatmap(fx: xr.Dataset, metric: str = "logit_diff", found: bool = True) -> F
     Example:
         >>> import patchlib as pl
         >>> from patchlib import plot
-        >>> model = pl.load_model()
+        >>> model = pl.load_model("mini")
         >>> pairs = pl.tasks.ioi(model, n=2)
         >>> fx = pl.patch(model, pairs, corruption=pl.STR("S2"), progress=False)
         >>> plot.heatmap(fx, "kl").axes[0].get_xlabel()
@@ -126,7 +126,7 @@ def heatmaps(
     Example:
         >>> import patchlib as pl
         >>> from patchlib import plot
-        >>> model = pl.load_model()
+        >>> model = pl.load_model("mini")
         >>> pairs = pl.tasks.ioi(model, n=2)
         >>> fx = pl.patch(model, pairs, corruption=pl.STR("S2"), progress=False)
         >>> [axes.get_title() for axes in plot.heatmaps({"STR": fx}, ["prob", "kl"]).axes[:2]]
@@ -199,7 +199,7 @@ def curve(results: Mapping[str, xr.Dataset] | xr.Dataset, metric: str = "logit_d
     Example:
         >>> import patchlib as pl
         >>> from patchlib import plot
-        >>> model = pl.load_model()
+        >>> model = pl.load_model("mini")
         >>> pairs = pl.tasks.ioi(model, n=2)
         >>> fx = pl.patch(model, pairs, "mlp", corruption=pl.STR("S2"), progress=False)
         >>> plot.curve({"STR": fx}, "prob").axes[0].get_ylabel()
@@ -262,7 +262,7 @@ def add_curve(
     Example:
         >>> import patchlib as pl
         >>> from patchlib import plot
-        >>> model = pl.load_model()
+        >>> model = pl.load_model("mini")
         >>> fx = pl.patch(model, pl.tasks.ioi(model, n=2), "mlp", corruption=pl.GN("S2", draws=2),
         ...               keep_draws=True, progress=False)
         >>> axes = Figure().subplots()

@@ -118,7 +118,7 @@ def patch(
 
     Example:
         >>> import patchlib as pl
-        >>> model = pl.load_model()
+        >>> model = pl.load_model("mini")
         >>> pairs = pl.tasks.ioi(model, n=8)
         >>> fx = pl.patch(model, pairs, component="mlp", corruption=pl.STR("S2"), progress=False)
         >>> dict(fx.effect.sizes)
@@ -222,7 +222,7 @@ def patch_together(
 
     Example:
         >>> import patchlib as pl
-        >>> model = pl.load_model()
+        >>> model = pl.load_model("mini")
         >>> pairs = pl.tasks.ioi(model, n=8)
         >>> fx = pl.patch_together(model, pairs, [(0, 0), (1, 2)], corruption=pl.STR("S2"))
         >>> tuple(fx.effect.dims)

@@ -43,7 +43,7 @@ def ioi(
 
     Example:
         >>> import patchlib as pl
-        >>> pairs = pl.tasks.ioi(pl.load_model(), n=1)
+        >>> pairs = pl.tasks.ioi(pl.load_model("mini"), n=1)
         >>> sorted(pairs.positions)
         ['IO', 'S1', 'S2', 'last']
     """
@@ -86,7 +86,7 @@ def factual_recall(
 
     Example:
         >>> import patchlib as pl
-        >>> pairs = pl.tasks.factual_recall(pl.load_model(), n=2)
+        >>> pairs = pl.tasks.factual_recall(pl.load_model("mini"), n=2)
         >>> len(pairs.at("last_subject")[0])
         1
     """
@@ -148,7 +148,7 @@ def greater_than(
 
     Example:
         >>> import patchlib as pl
-        >>> pairs = pl.tasks.greater_than(pl.load_model(), n=2)
+        >>> pairs = pl.tasks.greater_than(pl.load_model("mini"), n=2)
         >>> pairs.answers.ndim
         2
     """
@@ -177,7 +177,7 @@ def docstring(
 
     Example:
         >>> import patchlib as pl
-        >>> "C_def" in pl.tasks.docstring(pl.load_model(), n=1).positions
+        >>> "C_def" in pl.tasks.docstring(pl.load_model("mini"), n=1).positions
         True
     """
     prompts = docstrings.prompts(random.Random(f"docstrings {seed}"))
@@ -211,7 +211,7 @@ def arithmetic(
 
     Example:
         >>> import patchlib as pl
-        >>> len(pl.tasks.arithmetic(pl.load_model(), n=3, operator="*"))
+        >>> len(pl.tasks.arithmetic(pl.load_model("mini"), n=3, operator="*"))
         3
     """
     if operator not in sums.OPERATORS:

@@ -216,7 +216,7 @@ def from_paired_facts(path: str | os.PathLike[str], model: TransformerBridge) ->
 
     Example:
         >>> import patchlib as pl
-        >>> found = from_paired_facts(PAIRED_FACTS, pl.load_model())
+        >>> found = from_paired_facts(PAIRED_FACTS, pl.load_model("mini"))
         >>> found.pairs[0].subjects
         ('Abbey Theatre', 'Globe Theatre')
     """
