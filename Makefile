@@ -36,13 +36,13 @@ lab: $(INSTALLED)  ## Install what is missing and open the notebooks in JupyterL
 test: lint  ## Lint, then run the tests, the doctests and the notebooks
 	$(IN_PARALLEL) --dist loadfile tests -m "not browser and not results"
 	$(IN_PARALLEL) --dist loadfile --doctest-modules patchlib
-	$(IN_PARALLEL) --dist loadscope --nbval notebooks --nbval-current-env \
+	PATCHLIB_MODEL=mini $(IN_PARALLEL) --dist loadscope --nbval notebooks --nbval-current-env \
 	  --nbval-sanitize-with tests/nbval_sanitize.cfg
 	$(BIN)/pytest tests -m results
 
 # The texts go first: executing makes each .ipynb newer than its text, and the newer half wins.
-run: notebooks  ## Execute all notebooks
-	$(BIN)/python -m patchlib
+run: notebooks  ## Execute all notebooks, on mini or the model that PATCHLIB_MODEL names
+	PATCHLIB_MODEL=$(or $(PATCHLIB_MODEL),mini) $(BIN)/python -m patchlib
 
 test-browser: $(INSTALLED)  ## Run the tests in Chromium (needs chromium and chromedriver)
 	$(BIN)/pytest tests -m browser
@@ -53,14 +53,14 @@ bench: $(INSTALLED)  ## Measure how fast patching is (some twenty minutes)
 notebooks: $(INSTALLED)  ## Bring each .ipynb in line with its .py text, keeping the outputs
 	$(BIN)/jupytext --sync notebooks/*.py
 
-lint: $(INSTALLED)  ## Check style and types
+lint: $(INSTALLED)  ## Check style, types and which folder imports which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	@report=$$($(BIN)/lint-imports --no-logo --no-cache) || { echo "$$report"; exit 1; }
 
 clean:  ## Remove caches (keeps .venv and _build)
-	rm -rf .pytest_cache .hypothesis .mypy_cache .ruff_cache *.egg-info
+	rm -rf .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find patchlib tests notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) \
 	  -prune -exec rm -rf {} +
 

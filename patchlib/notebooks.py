@@ -16,7 +16,7 @@ import xarray as xr
 from transformer_lens.model_bridge import TransformerBridge
 
 from patchlib.errors import PatchlibError
-from patchlib.files import BUILD, write_whole
+from patchlib.files import BUILD, IS_CHECKOUT, write_whole
 from patchlib.models.loading import describe
 from patchlib.paper import experiments
 from patchlib.paper import results_page as results
@@ -129,6 +129,8 @@ def main() -> None:
         "--write", action="store_true", help="store the outputs in the notebooks themselves"
     )
     arguments = parser.parse_args()
+    if not IS_CHECKOUT:
+        raise SystemExit("the notebooks are in patchlib's repository: run this in a clone of it")
     paths = sorted(NOTEBOOKS.glob("*.ipynb"))
     known = [path.stem for path in paths]
     unknown = sorted(set(arguments.names) - set(known))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from patchlib.files import IS_CHECKOUT
 from patchlib.models.loading import MINI, load_model
 from patchlib.training import corpus, skills
 
@@ -67,6 +68,8 @@ def mixture_table() -> str:
 
 def main() -> None:
     """Puts fresh numbers between the markers of the card."""
+    if not IS_CHECKOUT:
+        raise SystemExit("mini's card is in patchlib's repository: run this in a clone of it")
     path = MINI / "README.md"
     measured = skills_table(evaluate())
     card = path.read_text(encoding="utf-8")
