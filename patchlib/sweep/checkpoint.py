@@ -5,84 +5,143 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import version
+from numbers import Real
 from pathlib import Path
 
 import torch
 import xarray as xr
+from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
 from patchlib.errors import PatchlibError
 from patchlib.files import write_whole
-from patchlib.prompts.pairs import PromptPairs
+
+# What a configuration says of where a model came from, not of what it computes.
+_ORIGIN = {"model_name", "revision", "tokenizer_name", "device", "transformers_version"}
+_LIBRARIES = ("patchlib", "torch", "transformers", "transformer_lens")
 
 
 class Checkpoint:
-    """A folder with the settings of one sweep and a netCDF file for every finished pass.
+    """A folder with the settings of one sweep and a file for every finished pass.
 
-    A file is written under another name and renamed when it is whole, so that a kill at any
-    moment leaves finished passes readable and nothing half-written among them.
+    Several processes may work on one folder. A file's name holds a checksum of the settings and
+    of its content, so whatever is damaged, half-written or another sweep's is never taken for a
+    finished pass.
 
     Args:
         folder: made where it does not exist.
-        settings: everything that the numbers depend on.
+        settings: everything that the numbers depend on; equal numbers are equal settings,
+            whatever their types.
 
     Raises:
         PatchlibError: where the folder holds a sweep with other settings, which are named, or
-            files that are no sweep.
+            files that are no sweep, and where it cannot be read or written.
     """
 
     def __init__(self, folder: str | os.PathLike[str], settings: Mapping[str, object]):
-        self.folder = Path(folder)
-        own = {name: str(value) for name, value in sorted(settings.items())}
+        self.folder = Path(folder).expanduser()
+        own = {name: _text(value) for name, value in settings.items()}
+        self._settings = json.dumps(own, indent=1, sort_keys=True)
         kept = self.folder / "settings.json"
-        if kept.exists():
-            theirs = json.loads(kept.read_text())
-            differ = [
-                f"{name} ({theirs.get(name, 'absent')} there, {own.get(name, 'absent')} here)"
-                for name in sorted({*own, *theirs})
-                if own.get(name) != theirs.get(name)
-            ]
-            if differ:
-                raise PatchlibError(
-                    f"checkpoint={str(folder)!r} holds a sweep with other settings: "
-                    f"{'; '.join(differ)}. Choose another folder, or the settings it was made with"
-                )
-            return
-        # A kill before the settings had their name leaves them under their first one.
-        if self.folder.exists() and {*os.listdir(self.folder)} - {"settings.partial"}:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # Hidden files are what a killed process left, or the system's. The listing comes
+            # first: another process writes its settings before anything else.
+            others = [name for name in os.listdir(self.folder) if not name.startswith(".")]
+            if not kept.exists() and not others:
+                write_whole(kept, lambda part: part.write_text(self._settings))
+            found = kept.read_bytes() if kept.exists() else None
+        except OSError as error:
             raise PatchlibError(
-                f"checkpoint={str(folder)!r} holds other files: choose a new or an empty folder"
+                f"checkpoint={str(folder)!r} is no folder to read and write in ({error}): choose "
+                "another one"
+            ) from None
+        if found is None:
+            raise PatchlibError(
+                f"checkpoint={str(folder)!r} holds other files ({', '.join(sorted(others)[:3])}): "
+                "choose a new or an empty folder"
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / "settings.partial"
-        partial.write_text(json.dumps(own, indent=1) + "\n")
-        os.replace(partial, kept)
+        try:
+            theirs = dict(json.loads(found))
+        except (TypeError, ValueError):
+            raise PatchlibError(
+                f"{kept} is damaged, and nobody knows any more what was kept beside it: delete "
+                f"the folder {self.folder}, or choose another one as checkpoint="
+            ) from None
+        differ = [
+            f"{name} ({theirs.get(name, 'absent')} there, {own.get(name, 'absent')} here)"
+            for name in {**own, **theirs}
+            if own.get(name) != theirs.get(name)
+        ]
+        if differ:
+            more = f"; and {len(differ) - 8} more" if len(differ) > 8 else ""
+            raise PatchlibError(
+                f"checkpoint={str(folder)!r} holds a sweep with other settings: "
+                f"{'; '.join(differ[:8])}{more}. Choose another folder, or the settings it was "
+                "made with"
+            )
 
     def save(self, piece: xr.Dataset) -> None:
         """Keeps one pass; its coordinates ``prompt``, ``draw`` and ``cell`` name what it holds."""
-        places = [piece[name].values.tolist() for name in ("prompt", "draw", "cell")]
-        name = hashlib.sha256(json.dumps(places).encode()).hexdigest()[:24]
-        write_whole(self.folder / f"{name}.nc", piece.to_netcdf)
+        content = json.dumps(piece.to_dict()).encode()
+        write_whole(self.folder / self._name(content), lambda part: part.write_bytes(content))
 
     def pieces(self) -> Iterator[xr.Dataset]:
-        """All passes that are finished."""
-        for path in sorted(self.folder.glob("*.nc")):
-            with xr.open_dataset(path) as piece:
-                yield piece.load()
+        """All passes that are finished; a damaged file is removed with a warning."""
+        for path in sorted(self.folder.glob("piece-*.json")):
+            try:
+                content = path.read_bytes()
+            except FileNotFoundError:  # Another process has just removed it.
+                continue
+            if path.name == self._name(content):
+                yield xr.Dataset.from_dict(json.loads(content))
+            else:
+                path.unlink(missing_ok=True)
+                warnings.warn(
+                    f"{path} is damaged, or was made with other settings: it is removed, and what "
+                    "it held is computed anew",
+                    stacklevel=4,
+                )
+
+    def _name(self, content: bytes) -> str:
+        return f"piece-{_sha256([self._settings.encode(), content])}.json"
 
 
-def fingerprints(model: TransformerBridge, pairs: PromptPairs) -> dict[str, str]:
-    """Hashes of a model's weights and of the prompts, for a checkpoint's settings."""
-    weights = hashlib.sha256()
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        weights.update(name.encode())
-        weights.update(tensor.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy().data)
-    prompts = hashlib.sha256(repr(pairs.prompts).encode())
+def fingerprints(model: TransformerBridge) -> dict[str, object]:
+    """All that decides what a model computes, for a checkpoint's settings.
+
+    Raises:
+        PatchlibError: for a model with hooks: what they do can be neither kept nor compared.
+    """
+    hooked = _hooked(model)
+    if hooked:
+        raise PatchlibError(
+            f"checkpoint= with hooks on the model, at {', '.join(hooked[:3])}: what hooks do to "
+            "numbers cannot be written down. Remove them, TransformerLens' own with "
+            "model.reset_hooks(including_permanent=True) and others by their handles, or leave "
+            "checkpoint= out"
+        )
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    config = getattr(model.original_model, "config", None)
+    written = {
+        "cfg": vars(model.cfg),
+        "config": config.to_dict() if config is not None else {},
+    }
     return {
-        "weights": f"sha256:{weights.hexdigest()[:16]}",
-        "dtype": str(model.cfg.dtype),
-        "prompts": f"sha256:{prompts.hexdigest()[:16]}",
+        "weights": _sha256(part for name, tensor in tensors for part in _bytes(name, tensor)),
+        # With the parameters that are no tensors, such as each normalisation's epsilon.
+        "modules": _sha256([repr(model).encode()]),
+        "device": torch.device(str(model.cfg.device)).type,
+        **{library: version(library) for library in _LIBRARIES},
+        **{
+            f"{source}.{name}": value
+            for source, fields in written.items()
+            for name, value in fields.items()
+            if name not in _ORIGIN and not name.startswith("_")
+        },
     }
 
 
@@ -90,3 +149,35 @@ def places(numbers: Sequence[tuple[int, int]]) -> dict[str, tuple[str, list[int]
     """The coordinates of some instances, each a prompt and a draw of the noise."""
     prompts, draws = zip(*numbers, strict=True)
     return {"prompt": ("instance", list(prompts)), "draw": ("instance", list(draws))}
+
+
+def _hooked(model: TransformerBridge) -> list[str]:
+    """The modules with hooks other than those by which the libraries record activations."""
+    return [
+        name or "the model itself"
+        for whole in (model, model.original_model)
+        for name, module in whole.named_modules()
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+        if isinstance(module, HookPoint)
+        or not str(hook.__module__).startswith(("transformers.", "transformer_lens."))
+    ]
+
+
+def _bytes(name: str, tensor: torch.Tensor) -> tuple[bytes, memoryview]:
+    flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
+    return f"{name} {tuple(tensor.shape)}".encode(), flat.cpu().numpy().data
+
+
+def _sha256(parts: Iterable[bytes | memoryview]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()[:24]
+
+
+def _text(value: object) -> str:
+    """A setting as text; equal numbers give the same one."""
+    if isinstance(value, Real) and not isinstance(value, bool):
+        number = float(value)
+        return str(int(value) if number.is_integer() else number)  # type: ignore[call-overload]
+    return str(value)
