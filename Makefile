@@ -18,6 +18,8 @@ INSTALLED := .venv/.installed
 export OMP_WAIT_POLICY := PASSIVE
 # Threads of several processes on the same cores would wait for one another.
 IN_PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS)
+# Does nothing where the model is in the user's cache.
+FETCH := $(BIN)/python -m patchlib.models.smollm2
 START := notebooks/00_start_here.ipynb
 
 .DEFAULT_GOAL := help
@@ -29,11 +31,14 @@ help:  ## List the targets
 # The root is the repository and not notebooks/, so that JupyterLab sees jupytext.toml.
 # Jupyter refuses to start as root unless told to.
 lab: $(INSTALLED)  ## Install what is missing and open the notebooks in JupyterLab
-	@$(BIN)/jupyter lab --ip=127.0.0.1 --ServerApp.root_dir="$(CURDIR)" \
+	@test -n "$$PATCHLIB_MODEL" || $(FETCH) \
+	  || { echo "The notebooks run on mini instead." >&2; export PATCHLIB_MODEL=mini; }; \
+	$(BIN)/jupyter lab --ip=127.0.0.1 --ServerApp.root_dir="$(CURDIR)" \
 	  --LabApp.default_url=/lab/tree/$(START) \
 	  $$(test "$$(id -u)" -ne 0 || echo --allow-root) $(LAB_ARGS)
 
 test: lint  ## Lint, then run the tests, the doctests and the notebooks
+	$(FETCH)
 	$(IN_PARALLEL) --dist loadfile tests -m "not browser and not results"
 	$(IN_PARALLEL) --dist loadfile --doctest-modules patchlib
 	PATCHLIB_MODEL=mini $(IN_PARALLEL) --dist loadscope --nbval notebooks --nbval-current-env \

@@ -129,6 +129,14 @@ def mini() -> TransformerBridge:
 
 
 @pytest.fixture(scope="session")
+def smollm2() -> TransformerBridge:
+    """The pretrained model, which `make test` has fetched: no test fetches it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIP_NO_INDEX", "1")
+        return pl.load_model("smollm2")
+
+
+@pytest.fixture(scope="session")
 def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Saves a small model of a family, with random weights and mini's tokenizer, once."""
     tokenizer = AutoTokenizer.from_pretrained(MINI)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ MINI = DATA / "models" / "mini"
 # The one model of the paper that is not in Hugging Face format; TransformerLens converts it.
 _ALIASES = {"attn-only-4l": "NeelNanda/Attn_Only_4L512W_C4_Code"}
 _FILES = "config.json, model.safetensors, tokenizer.json"
+# The causal mask, which old checkpoints hold and which is no weight.
+_MASK = re.compile(r"\.(attn|attention)\.(masked_)?bias$")
 _DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 
@@ -63,9 +67,12 @@ def load_model(
             "model is loaded from the folder that its own and its tokenizer's save_pretrained wrote"
         )
     name = os.path.expanduser(name or os.environ.get("PATCHLIB_MODEL") or "smollm2")
-    ours = name in ("mini", "smollm2")
+    is_ours = name in ("mini", "smollm2")
+    is_folder = is_ours or Path(name).is_dir() or Path(name).is_absolute() or name.startswith(".")
+    if is_folder and not is_ours:
+        # TransformerLens takes a bare name for one of the hub's.
+        name = str(Path(name).resolve())
     source = str(MINI) if name == "mini" else _ALIASES.get(name, name)
-    is_folder = ours or Path(name).is_dir() or Path(name).is_absolute() or name.startswith(".")
     is_legacy = source.startswith(TL_LEGACY_PREFIXES)
     if revision is not None and (is_folder or is_legacy):
         raise PatchlibError(
@@ -92,7 +99,12 @@ def load_model(
     # Libraries report damaged files and unknown architectures by errors of many kinds.
     except Exception as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        if is_folder or not isinstance(error, OSError):
+        if is_folder:
+            raise PatchlibError(
+                f"the model in {source} could not be loaded ({type(error).__name__}: {reason}): a "
+                "file of it may be damaged, or its architecture not supported"
+            ) from error
+        if not isinstance(error, OSError):
             raise PatchlibError(f"the model {name!r} could not be loaded: {reason}") from error
         raise PatchlibError(
             f"the model {name!r} could not be loaded: there is no such folder here, and its files "
@@ -104,7 +116,7 @@ def load_model(
         if bars:
             hf_logging.enable_progress_bar()
     model.eval()
-    model.cfg.model_name = str(Path(name).resolve()) if is_folder and not ours else name
+    model.cfg.model_name = name
     model.cfg.revision = _fingerprint(Path(source)) if is_folder else _commit(model, revision)
     if name == "smollm2":
         # Its beginning-of-sequence token opens a turn of a chat and is of no use to plain text.
@@ -121,27 +133,28 @@ class _Complete:
     @staticmethod
     def from_pretrained(source: str, **options: Any) -> Any:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, output_loading_info=True, **options
+            source, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
         network, report = loaded
-        faults = [
-            f"{kind} {_some(sorted(report[f'{kind}_keys']))}"
-            for kind in ("missing", "unexpected")
-            if report[f"{kind}_keys"]
-        ]
-        if faults:
+        faults = {
+            "missing": report["missing_keys"],
+            "unexpected": [name for name in report["unexpected_keys"] if not _MASK.search(name)],
+            "of another shape": [name for name, *_ in report["mismatched_keys"]],
+        }
+        if any(faults.values()):
+            found = "; ".join(f"{kind}: {_some(names)}" for kind, names in faults.items() if names)
             raise PatchlibError(
-                f"the weights of {source} are not those of a {type(network).__name__}: "
-                f"{'; '.join(faults)}. Save the model itself with save_pretrained, without "
-                "wrappers that rename its tensors (DataParallel, torch.compile, PEFT before "
-                "merge_and_unload)"
+                f"the weights in {source} are not those of a {type(network).__name__} as its "
+                f"config.json describes it ({found}). Save the model itself with save_pretrained, "
+                "without a wrapper that renames its tensors (DataParallel, torch.compile, PEFT "
+                "without merge_and_unload)"
             )
         return network
 
 
-def _some(names: list[str]) -> str:
+def _some(names: Collection[str]) -> str:
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return f"{', '.join(names[:4])}{more}"
+    return f"{', '.join(sorted(names)[:4])}{more}"
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -169,11 +182,10 @@ def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise PatchlibError(f"there is no folder {folder}: a model's folder holds {_FILES}")
     missing = [file for file in ("config.json", "tokenizer.json") if not (folder / file).is_file()]
-    weights = sorted((*folder.glob("*.safetensors"), *folder.glob("*.bin")))
     for index in folder.glob("*.index.json"):
         shards = set(_json(index)["weight_map"].values())
         missing += sorted(shard for shard in shards if not (folder / shard).is_file())
-    if not weights:
+    if not _weights(folder):
         missing.append("model.safetensors")
     if missing:
         raise PatchlibError(
@@ -185,16 +197,16 @@ def _check_folder(folder: Path) -> None:
             f"the folder {folder} holds a PEFT adapter, which would be left out: merge it into the "
             "model with merge_and_unload and save that"
         )
-    _json(folder / "config.json")
-    for file in weights:
-        if file.suffix == ".safetensors":
-            try:
-                with safe_open(file, "pt"):
-                    pass
-            except SafetensorError as error:
-                raise PatchlibError(
-                    f"{file} is damaged or was copied in part ({error}): copy it again"
-                ) from error
+    for name in ("config.json", "tokenizer.json"):
+        _json(folder / name)
+    for file in folder.glob("*.safetensors"):
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except SafetensorError as error:
+            raise PatchlibError(
+                f"{file} is damaged or was copied in part ({error}): copy it again"
+            ) from error
 
 
 def _json(file: Path) -> Any:
@@ -202,6 +214,10 @@ def _json(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise PatchlibError(f"{file} is not JSON ({error}): save or copy it again") from error
+
+
+def _weights(folder: Path) -> list[Path]:
+    return sorted((*folder.glob("*.safetensors"), *folder.glob("*.bin")))
 
 
 def _commit(model: TransformerBridge, revision: str | None) -> str:
@@ -217,7 +233,7 @@ def _fingerprint(folder: Path) -> str:
     told = {key: value for key, value in config.items() if key[0] != "_"}
     told.pop("transformers_version", None)
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
-    for file in sorted((*folder.glob("*.safetensors"), *folder.glob("*.bin"))):
+    for file in _weights(folder):
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)

