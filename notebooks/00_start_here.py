@@ -25,7 +25,6 @@ from IPython.display import Markdown, display
 from transformer_lens.utilities import get_act_name
 
 import patchlib as pl
-from patchlib.prompts.prompt import Prompt
 
 model = pl.load_model()
 pl.notebooks.versions(model, "3_1_ioi", n=50)
@@ -334,14 +333,14 @@ assert abs(corrupted_ld + share * (clean_ld - corrupted_ld) - patched_ld) < 1e-4
 
 # %%
 start = clean_prompt.rindex("John")
-prompt = Prompt(
+prompt = pl.Prompt(
     text=clean_prompt,
     spans={"S2": (start, start + len("John"))},  # where S2 stands in the text
     answers=(" Mary",),
     wrong_answers=(" John",),
     corrupted={"S2": corrupted_prompt},
 )
-one_pair = pl.pairs.from_prompts(model, [prompt], task="Mary and John")
+one_pair = pl.PromptPairs.from_prompts(model, [prompt], task="Mary and John")
 print("S2 is at position", one_pair.at("S2")[0][0])
 
 # %%
@@ -697,7 +696,7 @@ pl.notebooks.show(pl.paper.table(rows))
 # </details>
 #
 # **3 (medium). A sentence of your own.** Write a pair of prompts in which a single word decides the
-# answer, and patch it. What does `pl.pairs.from_prompts` say if the two differ in length?
+# answer, and patch it. What does `pl.PromptPairs.from_prompts` say if the two differ in length?
 #
 # <details><summary>Solution</summary>
 #
@@ -708,8 +707,8 @@ pl.notebooks.show(pl.paper.table(rows))
 # ```python
 # longer = corrupted_prompt.replace("Mary gave", "Mary always gave")
 # try:
-#     bad = Prompt(clean_prompt, prompt.spans, (" Mary",), (" John",), {"S2": longer})
-#     pl.pairs.from_prompts(model, [bad], task="mine")
+#     bad = pl.Prompt(clean_prompt, prompt.spans, (" Mary",), (" John",), {"S2": longer})
+#     pl.PromptPairs.from_prompts(model, [bad], task="mine")
 # except pl.PatchlibError as error:
 #     print(error)
 # ```

@@ -110,12 +110,10 @@ display(
 # of the same token length. If there is none, `patchlib` refuses instead of shifting positions:
 
 # %%
-from patchlib.prompts.prompt import Prompt
-
 clean_text, longer = "John gave it to", "John and I gave it to"
-prompt = Prompt(clean_text, {"S": (0, 4)}, (" Mary",), (" John",), corrupted={"S": longer})
+prompt = pl.Prompt(clean_text, {"S": (0, 4)}, (" Mary",), (" John",), corrupted={"S": longer})
 try:
-    pl.pairs.from_prompts(model, [prompt], task="two lengths")
+    pl.PromptPairs.from_prompts(model, [prompt], task="two lengths")
 except pl.PatchlibError as error:
     print(error)
 

@@ -677,27 +677,27 @@ spare = sorted({name for each in pairs.prompts for name in (*each.answers, *each
 rng = random.Random(0)
 
 
-def place(each: pl.pairs.TokenizedPrompt, name: str) -> int:
+def place(each: pl.TokenizedPrompt, name: str) -> int:
     """Where a named position is."""
     return each.positions[name][0]
 
 
-def after_c(each: pl.pairs.TokenizedPrompt) -> int:
+def after_c(each: pl.TokenizedPrompt) -> int:
     """The argument after C; a comma stands between them."""
     return each.clean[place(each, "C_def") + 2]
 
 
-def others(*names: str) -> Callable[[pl.pairs.TokenizedPrompt], dict[int, int]]:
+def others(*names: str) -> Callable[[pl.TokenizedPrompt], dict[int, int]]:
     """Replaces the words at some positions by words that the prompt does not have."""
 
-    def change(each: pl.pairs.TokenizedPrompt) -> dict[int, int]:
+    def change(each: pl.TokenizedPrompt) -> dict[int, int]:
         words = rng.sample([word for word in spare if word not in each.clean], len(names))
         return {place(each, name): word for name, word in zip(names, words, strict=True)}
 
     return change
 
 
-def moved_on(each: pl.pairs.TokenizedPrompt) -> dict[int, int]:
+def moved_on(each: pl.TokenizedPrompt) -> dict[int, int]:
     """The docstring documents B and C."""
     b, c = each.clean[place(each, "B_def")], each.clean[place(each, "C_def")]
     return {place(each, "A_doc"): b, place(each, "B_doc"): c}
@@ -713,7 +713,7 @@ NOISE = {"C_def": "C_def", "names in the definition": "A_def+B_def"} | {
 }
 
 
-def with_sites(each: pl.pairs.TokenizedPrompt) -> pl.pairs.TokenizedPrompt:
+def with_sites(each: pl.TokenizedPrompt) -> pl.TokenizedPrompt:
     """A prompt with the three corruptions and the other r'."""
     corrupted = dict(each.corrupted)
     for name, change in CHANGES.items():

@@ -14,7 +14,6 @@ from transformer_lens.model_bridge import TransformerBridge
 
 import patchlib as pl
 from patchlib.prompts.pairs import PromptPairs
-from patchlib.prompts.prompt import Prompt
 from patchlib.sweep import patching, runs
 from patchlib.tasks import facts, indirect_objects, sums, years
 
@@ -99,7 +98,7 @@ def test_a_model_in_training_mode(tiny_gpt2, pairs):
             refusal(pl.patch, tiny_gpt2, pairs, corruption=STR, progress=False),
             refusal(pl.patch_together, tiny_gpt2, pairs, [(0, 0)], corruption=STR),
             refusal(pl.baselines, tiny_gpt2, pairs, STR),
-            refusal(pl.answered, tiny_gpt2, pairs),
+            refusal(pl.keep_answered, tiny_gpt2, pairs),
             refusal(pl.attention_patterns, tiny_gpt2, pairs, [(0, 0)]),
             refusal(pl.copying_score, tiny_gpt2, pairs, [(0, 0)]),
         ):
@@ -140,14 +139,6 @@ def test_a_hook_that_never_fires(tiny_gpt2, pairs, monkeypatch):
     assert kept[name].shape == (*pairs.clean_tokens.shape, 32)
 
 
-def test_prompts_of_unequal_length(tiny_gpt2):
-    """A corrupted prompt needs as many tokens as its clean one."""
-    prompt = Prompt("The war lasted", {}, (" from",), (" to",), {"noun": "The long war lasted"})
-    message = refusal(pl.pairs.from_prompts, tiny_gpt2, [prompt], task="mine")
-    words = ("'The war lasted'", "4 tokens", "'The long war lasted'", "'noun'", "5", "same number")
-    assert_names(message, *words, "equal token length")
-
-
 def test_pairs_of_unequal_length(tiny_gpt2, pairs):
     """The same, for pairs that were made by hand."""
     first = pairs.prompts[0]
@@ -155,26 +146,6 @@ def test_pairs_of_unequal_length(tiny_gpt2, pairs):
     broken = dataclasses.replace(pairs, prompts=(longer,))
     message = refusal(pl.patch, tiny_gpt2, broken, corruption=STR, progress=False)
     assert_names(message, "15 tokens", "'S2'", "16", "same number", "equal token length")
-
-
-def test_an_answer_of_several_tokens(tiny_gpt2):
-    """Only a single token has a logit."""
-    prompt = Prompt("The war lasted", {}, (" from the year",), (" to",))
-    message = refusal(pl.pairs.from_prompts, tiny_gpt2, [prompt], task="mine")
-    assert_names(message, "' from the year'", "3 tokens", "exactly one", "choose another answer")
-
-
-def test_one_token_in_two_positions(tiny_gpt2):
-    """Two names of one token could not be told apart."""
-    prompt = Prompt("The war lasted", {"a": (4, 6), "b": (6, 7)}, (" from",), (" to",))
-    message = refusal(pl.pairs.from_prompts, tiny_gpt2, [prompt], task="mine")
-    assert_names(message, "one token", "both a and b", "choose other words")
-
-
-def test_no_prompts(tiny_gpt2):
-    """An empty list is a mistake."""
-    message = refusal(pl.pairs.from_prompts, tiny_gpt2, [], task="mine")
-    assert_names(message, "no prompts", "at least one")
 
 
 @pytest.mark.parametrize("name", ["A", "S2+A"])
@@ -273,15 +244,6 @@ def test_an_unknown_operator(tiny_gpt2):
     assert_names(message, "'/'", "+, -, *")
 
 
-def test_prompts_that_do_not_fit_the_tokenizer(tiny_gpt2):
-    """The first reason is given, with how often it came up."""
-    bad = Prompt("The war lasted", {}, (" from the year",), (" to",))
-    good = Prompt("The war lasted", {}, (" from",), (" to",))
-    message = refusal(pl.pairs.draw, tiny_gpt2, [bad, good, bad], 2, "mine", {})
-    assert_names(message, "n=2", "1 are there", "2 do not fit", "' from the year'", "at most 1")
-    assert pl.pairs.draw(tiny_gpt2, [bad, good], 1, "mine", {}).settings == {"refused": 1}
-
-
 @pytest.mark.parametrize("name", ["{}/missing", "./missing"])
 def test_a_folder_that_is_not_there(tmp_path: Path, name):
     """What a folder has to hold is said."""
@@ -370,26 +332,3 @@ def test_noise_needs_a_token(mini):
     assert empty in message or any(text in message for text in pairs.texts)
     some = pairs[[bool(at) for at in pairs.at("middle_subject")]]
     assert (pl.baselines(mini, some, pl.GN("middle_subject"), ["kl"]).corrupted > 0).all()
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"wrong_answers": ()}, ["wrong_answers=()", "at least one"]),
-        ({"answers": ()}, ["answers=()", "at least one"]),
-        ({"answers": (" from", " from")}, ["(' from', ' from')", "each once"]),
-        ({"spans": {"noun": (90, 95)}}, ["'noun'", "(90, 95)", "cover"]),
-        ({"spans": {"last": (0, 3)}}, ["'last'", "name of the last token"]),
-    ],
-)
-def test_prompts_that_would_give_wrong_numbers(tiny_gpt2, change: dict, words: list[str]):
-    prompt = Prompt(
-        "The war lasted", {"noun": (4, 7)}, (" from",), (" to",), {"noun": "The siege lasted"}
-    )
-    message = refusal(
-        pl.pairs.from_prompts, tiny_gpt2, [dataclasses.replace(prompt, **change)], "mine"
-    )
-    assert_names(message, *words)
-    other = dataclasses.replace(prompt, spans={"verb": (8, 14)})
-    message = refusal(pl.pairs.from_prompts, tiny_gpt2, [prompt, other], "mine")
-    assert_names(message, "noun, last", "verb, last", "the same spans")

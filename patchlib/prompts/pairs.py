@@ -1,9 +1,13 @@
-"""Prompt pairs: clean and corrupted tokens, answers and named positions."""
+"""Prompt pairs: clean and corrupted tokens, answers and named positions of many prompts."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +16,10 @@ from jaxtyping import Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from patchlib.errors import PatchlibError
-from patchlib.prompts.prompt import Prompt, Span
+from patchlib.errors import PatchlibError, whole
+from patchlib.prompts import tables
+from patchlib.prompts.prompt import Prompt
+from patchlib.prompts.tokenizing import TokenizedPrompt, starts_with_bos, tokenize
 
 NOTHING = -1
 """Fills the rows of ragged answers and positions; no token and no position has this number."""
@@ -27,27 +33,6 @@ class Positions(dict[str, Int[Tensor, "prompt token"]]):
             f"unknown position {name!r}: this task has {', '.join(self)}; "
             "join several with '+', as in 'S1+IO'"
         )
-
-
-@dataclass(frozen=True)
-class TokenizedPrompt:
-    """One prompt in tokens.
-
-    Args:
-        text: the clean prompt.
-        clean: its tokens.
-        corrupted: for each corrupted site the tokens of that corrupted prompt.
-        answers: the tokens that count as right (r).
-        wrong_answers: the tokens that the logit difference subtracts (r').
-        positions: for each name the indices of its tokens, counted from zero.
-    """
-
-    text: str
-    clean: tuple[int, ...]
-    corrupted: dict[str, tuple[int, ...]]
-    answers: tuple[int, ...]
-    wrong_answers: tuple[int, ...]
-    positions: dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -75,6 +60,105 @@ class PromptPairs:
     prompts: tuple[TokenizedPrompt, ...]
     settings: dict[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def from_prompts(
+        cls,
+        model: TransformerBridge,
+        prompts: Iterable[Prompt],
+        task: str = "own",
+        prepend_bos: bool | None = None,
+    ) -> PromptPairs:
+        """Makes prompt pairs of your own prompts.
+
+        Args:
+            model: the model that will run them.
+            prompts: the prompts as text, with spans, answers and corrupted versions.
+            task: a name for results.
+            prepend_bos: whether a beginning-of-sequence token comes first; where None, the
+                model's default.
+
+        Raises:
+            PatchlibError: where a prompt does not fit this model's tokenizer, with the reason,
+                and where prompts have different spans.
+
+        Example:
+            >>> import patchlib as pl
+            >>> prompt = pl.Prompt("The war lasted", {"noun": (4, 7)}, " from", " to",
+            ...                    {"noun": "The siege lasted"})
+            >>> pairs = pl.PromptPairs.from_prompts(pl.load_model("mini"), [prompt], task="mine")
+            >>> pairs.positions["noun"]
+            tensor([2])
+        """
+        bos = starts_with_bos(model, prepend_bos)
+        tokenized = tuple(tokenize(model, prompt, bos) for prompt in prompts)
+        if not tokenized:
+            raise PatchlibError("no prompts were given: give at least one")
+        first = tokenized[0]
+        for other in tokenized:
+            if set(other.positions) != set(first.positions):
+                raise PatchlibError(
+                    f"{first.text!r} has the positions {', '.join(first.positions)} and "
+                    f"{other.text!r} {', '.join(other.positions)}: give all prompts the same spans"
+                )
+        return cls(task, tokenized, {"prepend_bos": bos})
+
+    @classmethod
+    def from_table(
+        cls,
+        model: TransformerBridge,
+        table: tables.Table,
+        task: str = "own",
+        prepend_bos: bool | None = None,
+    ) -> PromptPairs:
+        """Makes prompt pairs of a table with the columns clean, corrupted, answer, wrong_answer.
+
+        What is replaced stands in {braces} in both prompts. Without braces it reaches from the
+        first to the last word in which they differ. Prompts may have different lengths, and
+        other columns are left alone.
+
+        Args:
+            model: the model that will run them.
+            table: a CSV file in UTF-8, a pandas data frame, or a list of dicts, in which several
+                answers are a list.
+            task: a name for results.
+            prepend_bos: as in `from_prompts`.
+
+        Returns:
+            Pairs with the positions ``changed`` and ``last``; token replacement at ``changed``.
+
+        Raises:
+            PatchlibError: for a table that cannot be read, and where rows do not fit this model's
+                tokenizer, with each one's number, counted from 1, and the reason.
+
+        Example:
+            >>> import patchlib as pl
+            >>> row = {"clean": "The {war} lasted", "corrupted": "The {siege} lasted"}
+            >>> rows = [row | {"answer": " from", "wrong_answer": [" to", " for"]}]
+            >>> pairs = pl.PromptPairs.from_table(pl.load_model("mini"), rows)
+            >>> pairs.texts, pairs.at("changed")
+            (['The war lasted'], [(2,)])
+        """
+        rows = tables.read(table)
+        bos = starts_with_bos(model, prepend_bos)
+        tokenized, refused = [], []
+        for number, row in enumerate(rows, start=1):
+            try:
+                tokenized.append(tokenize(model, tables.write(row), bos))
+            except PatchlibError as reason:
+                refused.append(f"row {number}: {reason}")
+        if refused:
+            more = [f"and {len(refused) - 20} more"] if len(refused) > 20 else []
+            raise PatchlibError(
+                f"{len(refused)} of {len(rows)} rows do not fit; mend them or leave them out:\n"
+                + "\n".join(refused[:20] + more)
+            )
+        settings: dict[str, Any] = {"prepend_bos": bos}
+        if isinstance(table, str | os.PathLike):
+            file = Path(table).expanduser()
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+            settings |= {"file": file.name, "sha256": digest}
+        return cls(task, tuple(tokenized), settings)
+
     def __len__(self) -> int:
         return len(self.prompts)
 
@@ -92,6 +176,21 @@ class PromptPairs:
             # An empty list has no numbers, and numpy takes it for one of floats.
             chosen = numbers[np.atleast_1d(asked if asked.size else asked.astype(int))]
         return PromptPairs(self.task, tuple(self.prompts[i] for i in chosen), self.settings)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all prompts with their tokens, answers and positions."""
+        return f"sha256:{hashlib.sha256(repr(self.prompts).encode()).hexdigest()[:16]}"
+
+    def describe(self) -> dict[str, Any]:
+        """The prompts, and what their task was called with, as results keep them."""
+        return {
+            "task": self.task,
+            "task_settings": json.dumps(self.settings, sort_keys=True),
+            "replacements": ", ".join(site for one in self.prompts[:1] for site in one.corrupted),
+            "n_prompts": len(self),
+            "prompts": self.fingerprint,
+        }
 
     @property
     def texts(self) -> list[str]:
@@ -175,130 +274,6 @@ def _rows(rows: list[tuple[int, ...]]) -> Int[Tensor, "prompt *column"]:
     return torch.tensor([(*row, *[NOTHING] * (width - len(row))) for row in rows])
 
 
-def tokenize(
-    model: TransformerBridge, prompt: Prompt, prepend_bos: bool | None = None
-) -> TokenizedPrompt:
-    """Turns a prompt's text into tokens and finds its named positions.
-
-    Args:
-        model: gives the tokenizer.
-        prompt: the prompt as text.
-        prepend_bos: whether a beginning-of-sequence token comes first; the model's default
-            where None.
-
-    Raises:
-        PatchlibError: where an answer is not exactly one token, is given twice or is missing on
-            one side, a corrupted prompt differs in length from the clean one, a span covers no
-            token or is called ``last``, or one token covers two named positions.
-    """
-    tokenizer = model.tokenizer
-    if prepend_bos is None:
-        prepend_bos = model.cfg.default_prepend_bos
-    before = (tokenizer.bos_token_id,) if prepend_bos else ()
-
-    def tokens(text: str) -> tuple[int, ...]:
-        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def single(answer: str) -> int:
-        found = tokens(answer)
-        if len(found) != 1:
-            raise PatchlibError(
-                f"the answer {answer!r} is {len(found)} tokens for this model: an answer must be "
-                "exactly one token; choose another answer"
-            )
-        return found[0]
-
-    def answers(side: str, texts: Sequence[str]) -> tuple[int, ...]:
-        found = tuple(map(single, texts))
-        if not found or len(set(found)) < len(found):
-            raise PatchlibError(
-                f"{side}={tuple(texts)} of {prompt.text!r}: give at least one, and each once"
-            )
-        return found
-
-    encoded = tokenizer(prompt.text, add_special_tokens=False, return_offsets_mapping=True)
-    offsets = encoded["offset_mapping"]
-    clean = (*before, *encoded["input_ids"])
-    positions = {
-        name: tuple(len(before) + i for i in _covering(offsets, span))
-        for name, span in prompt.spans.items()
-    }
-    for name, at in positions.items():
-        if not at or name == "last":
-            raise PatchlibError(
-                f"the span {name!r} of {prompt.text!r} is {prompt.spans[name]}: a span must cover "
-                "some of the text, and 'last' is the name of the last token"
-            )
-        for other, also_at in positions.items():
-            if name < other and set(at) & set(also_at):
-                raise PatchlibError(
-                    f"in {prompt.text!r} one token covers both {name} and {other}: this model "
-                    "tokenizes the prompt in another way than the task needs; choose other words"
-                )
-    positions["last"] = (len(clean) - 1,)
-    corrupted = {site: (*before, *tokens(text)) for site, text in prompt.corrupted.items()}
-    for site, changed in corrupted.items():
-        if len(changed) != len(clean):
-            raise PatchlibError(
-                f"the clean prompt {prompt.text!r} has {len(clean)} tokens and "
-                f"{prompt.corrupted[site]!r}, corrupted at {site!r}, has {len(changed)}: both "
-                "must have the same number; choose replacements of equal token length"
-            )
-    return TokenizedPrompt(
-        text=prompt.text,
-        clean=clean,
-        corrupted=corrupted,
-        answers=answers("answers", prompt.answers),
-        wrong_answers=answers("wrong_answers", prompt.wrong_answers),
-        positions=positions,
-    )
-
-
-def _covering(offsets: list[Span], span: Span) -> list[int]:
-    start, end = span
-    return [i for i, (a, b) in enumerate(offsets) if a < end and start < b]
-
-
-def from_prompts(
-    model: TransformerBridge,
-    prompts: Iterable[Prompt],
-    task: str,
-    prepend_bos: bool | None = None,
-) -> PromptPairs:
-    """Makes prompt pairs of your own prompts.
-
-    Args:
-        model: the model that will run them.
-        prompts: the prompts as text, with spans, answers and corrupted versions.
-        task: a name for results.
-        prepend_bos: whether a beginning-of-sequence token comes first; the model's default
-            where None.
-
-    Raises:
-        PatchlibError: where a prompt does not fit this model's tokenizer, with the reason, and
-            where prompts have different spans.
-
-    Example:
-        >>> import patchlib as pl
-        >>> from patchlib.prompts.prompt import Prompt
-        >>> prompt = Prompt("The war lasted", {"noun": (4, 7)}, (" from",), (" to",),
-        ...                 {"noun": "The siege lasted"})
-        >>> pl.pairs.from_prompts(pl.load_model("mini"), [prompt], task="mine").positions["noun"]
-        tensor([2])
-    """
-    tokenized = tuple(tokenize(model, prompt, prepend_bos) for prompt in prompts)
-    if not tokenized:
-        raise PatchlibError("no prompts were given: give at least one")
-    first = tokenized[0]
-    for prompt in tokenized:
-        if set(prompt.positions) != set(first.positions):
-            raise PatchlibError(
-                f"{first.text!r} has the positions {', '.join(first.positions)} and "
-                f"{prompt.text!r} {', '.join(prompt.positions)}: give all prompts the same spans"
-            )
-    return PromptPairs(task, tokenized, {"prepend_bos": str(prepend_bos)})
-
-
 def draw(
     model: TransformerBridge,
     prompts: Iterable[Prompt],
@@ -316,28 +291,30 @@ def draw(
         n: how many to take.
         task: the name of the task.
         settings: what the task was called with; kept with the result.
-        prepend_bos: as in `tokenize`.
+        prepend_bos: as in `PromptPairs.from_prompts`.
         name_positions: adds named positions that depend on tokens.
 
     Raises:
-        PatchlibError: where fewer than n prompts fit, with their number and the reasons.
+        PatchlibError: where fewer than n prompts fit, with their number and the first reason,
+            and where n or the seed is no whole number.
     """
-    if n < 1:
-        raise PatchlibError(f"n={n} prompts were asked for: ask for at least 1")
+    settings = settings | {"n": whole("n", n, 1)}
+    if "seed" in settings:
+        settings["seed"] = whole("seed", settings["seed"], 0)
+    settings["prepend_bos"] = bos = starts_with_bos(model, prepend_bos)
     taken: list[TokenizedPrompt] = []
     refused: list[str] = []
     for prompt in prompts:
         try:
-            taken.append(name_positions(tokenize(model, prompt, prepend_bos)))
+            taken.append(name_positions(tokenize(model, prompt, bos)))
         except PatchlibError as reason:
             refused.append(str(reason))
             if len(refused) > 1000 and not taken:
                 break
         if len(taken) == n:
-            settings = settings | {"refused": len(refused)}
-            return PromptPairs(task, tuple(taken), settings)
+            return PromptPairs(task, tuple(taken), settings | {"refused": len(refused)})
     why = f"; {len(refused)} do not fit this model, the first since {refused[0]}" if refused else ""
+    way_out = f"ask for at most {len(taken)}" if taken else "choose another model or task"
     raise PatchlibError(
-        f"n={n} prompts of {task} were asked for and {len(taken)} are there{why}: "
-        f"ask for at most {len(taken)}"
+        f"n={n} prompts of {task} were asked for and {len(taken)} are there{why}: {way_out}"
     )
