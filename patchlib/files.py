@@ -28,8 +28,8 @@ def cache_folder() -> Path:
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Writes a file beside its place and renames it, so that nobody ever reads half of it.
 
-    A failure, or a kill, leaves what was there before. Several processes may write the same file;
-    the last one wins.
+    A failure, or a kill, leaves what was there before; a kill also leaves a hidden file whose name
+    has ``.part`` in it. Several processes may write the same file; the last one wins.
 
     Args:
         path: the file; its folder is made.

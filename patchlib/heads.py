@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from patchlib.errors import PatchlibError
+from patchlib.errors import PatchlibError, whole
 
 
 class Head(NamedTuple):
@@ -26,16 +27,17 @@ class Head(NamedTuple):
         Raises:
             PatchlibError: for anything else.
         """
+        text = given.strip() if isinstance(given, str) else ""
+        found = re.fullmatch("([0-9]+)[.]([0-9]+)", text)
         try:
-            parts = given.split(".") if isinstance(given, str) else list(given)  # type: ignore
-            layer, head = (int(part) for part in parts)
-            if [layer, head] == [*map(float, parts)] and min(layer, head) >= 0:
-                return cls(layer, head)
+            parts: Any = map(int, found.groups()) if found else given
+            layer, head = parts
+            return cls(whole("layer", layer, 0), whole("head", head, 0))
         except (TypeError, ValueError):
-            pass
-        raise PatchlibError(
-            f"{given!r} is no head: write layer and head, counted from zero, as '4.6' or (4, 6)"
-        )
+            raise PatchlibError(
+                f"{given!r} is no head: write layer and head, counted from zero, as '4.6' or "
+                "(4, 6), and several as ['4.6', '9.0']"
+            ) from None
 
     def __str__(self) -> str:
         return f"{self.layer}.{self.head}"
@@ -47,6 +49,9 @@ class Heads(list[Head]):
     Args:
         given: heads as ``"4.6"`` or ``(4, 6)``, or one text with several: ``"0.4, 4.6"``.
 
+    Raises:
+        PatchlibError: for anything else.
+
     Example:
         >>> print(Heads([(4, 6), "0.4"]).by_layer)
         0.4, 4.6
@@ -55,6 +60,8 @@ class Heads(list[Head]):
     def __init__(self, given: Iterable[object] | str = ()) -> None:
         if isinstance(given, str):
             given = [part for part in given.replace(",", " ").split() if part != "none"]
+        if not isinstance(given, Iterable):
+            raise PatchlibError(f"{given!r} is no list of heads: give one such as ['4.6', '9.0']")
         super().__init__(map(Head.of, given))
 
     @property
@@ -64,3 +71,6 @@ class Heads(list[Head]):
 
     def __str__(self) -> str:
         return ", ".join(map(str, self)) or "none"
+
+    def __repr__(self) -> str:
+        return f"Heads({str(self)!r})"
