@@ -21,6 +21,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from patchlib.errors import PatchlibError
 from patchlib.files import DATA
 from patchlib.prompts.prompt import Prompt
+from patchlib.prompts.tables import differing
 
 PAIRED_FACTS = DATA / "paired_facts.json"
 _HALF = re.compile("[\ud800-\udfff]")
@@ -363,13 +364,10 @@ def _published_pair(entry: Any, model: TransformerBridge) -> FactPair | str:
 
 def _differing(one: str, other: str) -> tuple[tuple[str, str], int]:
     """Where two sentences differ, as whole words, and at which character that begins."""
-    words, others = (re.findall(r"\w+|\W", text) for text in (one, other))
-    most = min(len(words), len(others))
-    first = next((i for i in range(most) if words[i] != others[i]), most)
-    last = next((i for i in range(most - first) if words[-1 - i] != others[-1 - i]), most - first)
-    parts = ["".join(each[first : len(each) - last]) for each in (words, others)]
+    (start, end), (begin, stop) = differing(one, other)
+    parts = one[start:end], other[begin:stop]
     # Spaces belong to what surrounds the subject.
-    start = len("".join(words[:first])) + len(parts[0]) - len(parts[0].lstrip())
+    start += len(parts[0]) - len(parts[0].lstrip())
     return (parts[0].strip(), parts[1].strip()), start
 
 
