@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 from transformer_lens.model_bridge import TransformerBridge
@@ -82,11 +82,15 @@ def obstacle(model: TransformerBridge) -> str | None:
     return None
 
 
-def _linear(component: Any) -> Callable[[Tensor], Tensor]:
-    """The affine map of a bridged linear module, whichever way round its weight is stored."""
+def _weight(component: Any) -> Float[Tensor, "output input"]:
+    """The matrix of a bridged linear module, whichever way round it is stored."""
     module = component.original_component
-    weight = module.weight.T if isinstance(module, Conv1D) else module.weight
-    return lambda x: functional.linear(x, weight, module.bias)
+    return module.weight.T if isinstance(module, Conv1D) else module.weight
+
+
+def _linear(component: Any) -> Callable[[Tensor], Tensor]:
+    weight, bias = _weight(component), component.original_component.bias
+    return lambda x: functional.linear(x, weight, bias)
 
 
 def _activation(mlp: Any) -> Callable[[Tensor], Tensor]:
@@ -107,22 +111,22 @@ class Block:
     # Torch does not tell a type checker what a module's submodules are.
     def __init__(self, block: Any, n_heads: int, parallel: bool):
         attn, mlp = block.attn, block.mlp
-        self.n_heads, self.parallel = n_heads, parallel
         self._q, self._k, self._v = map(_linear, (attn.q, attn.k, attn.v))
         self._norm_attention = block.ln1.original_component
         second = getattr(block, "ln2", None)
         self._norm_mlp = self._norm_attention if second is None else second.original_component
         self._q_norm = getattr(attn, "q_norm", None) and attn.q_norm.original_component
         self._k_norm = getattr(attn, "k_norm", None) and attn.k_norm.original_component
-        self.write = _linear(attn.o)
-        self._in, self._out = _linear(getattr(mlp, "in")), _linear(mlp.out)
+        self._write = _linear(attn.o)
+        self._in, self.contract = _linear(getattr(mlp, "in")), _linear(mlp.out)
         gate = getattr(mlp, "gate", None)
         self._gate = None if gate is None else _linear(gate)
         self._activation = _activation(mlp.original_component)
-        output = attn.o.original_component
-        weight = output.weight if isinstance(output, Conv1D) else output.weight.T
-        self.W_O = weight.unflatten(0, (n_heads, -1))
+        self.W_O = _weight(attn.o).T.unflatten(0, (n_heads, -1))
+        # A neuron writes as a head does, along one direction instead of many.
+        self.W_out = _weight(mlp.out).T.unsqueeze(1)
         self.d_head = self.W_O.shape[1]
+        self.sharing = n_heads * self.d_head // len(_weight(attn.k))
 
     def project(
         self,
@@ -135,27 +139,48 @@ class Block:
         normed = self._norm_attention(x)
         q, k, v = self._q(normed[:, queries]), self._k(normed), self._v(normed)
         q, k, v = (part.unflatten(-1, (-1, self.d_head)) for part in (q, k, v))
-        if self._q_norm and self._k_norm:
-            q, k = self._q_norm(q), self._k_norm(k)
-        return rotate_queries(q), rotate_keys(k), v
+        return self.turn("q", q, rotate_queries), self.turn("k", k, rotate_keys), v
 
-    def attend(
-        self, q: Heads, k: Heads, v: Heads, mask: Tensor | None
-    ) -> Float[Tensor, "row position d_heads"]:
-        """z, its heads side by side."""
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        if k.shape[1] != q.shape[1]:
-            times = q.shape[1] // k.shape[1]
-            k, v = k.repeat_interleave(times, dim=1), v.repeat_interleave(times, dim=1)
+    def turn(self, name: str, heads: Heads, rotate: Rotate) -> Heads:
+        """What the linear map of queries or keys gives, as attention reads it."""
+        norm = self._q_norm if name == "q" else self._k_norm
+        return rotate(norm(heads) if norm else heads)
+
+    def attend(self, q: Heads, k: Heads, v: Heads, mask: Bool[Tensor, "query key"] | None) -> Heads:
+        """z."""
+        shared = q.shape[2] // k.shape[2]
+        if shared == 1:
+            q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+            return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+        # Heads that share a key stand in a row as further positions, so that no key is copied.
+        q = q.unflatten(2, (-1, shared)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+        mask = None if mask is None else mask.repeat(shared, 1)
+        k, v = k.transpose(1, 2), v.transpose(1, 2)
         z = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return z.transpose(1, 2).flatten(2)
+        return z.unflatten(2, (shared, -1)).permute(0, 3, 1, 2, 4).flatten(2, 3)
 
-    def feed(self, x: Float[Tensor, "row position d_model"]) -> Tensor:
-        """What the MLP adds, given the residual stream that it reads."""
+    def pattern(
+        self, q: Heads, k: Heads, mask: Bool[Tensor, "query key"] | None
+    ) -> Float[Tensor, "row query head key"]:
+        """How much each head attends to what, with queries before heads as everywhere else."""
+        k = k.repeat_interleave(self.sharing, dim=2)
+        scores = torch.einsum("rqhd,rkhd->rqhk", q, k) * self.d_head**-0.5
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None], -torch.inf)
+        return scores.softmax(-1)
+
+    def write(self, z: Heads) -> Float[Tensor, "row position d_model"]:
+        """What the attention layer adds."""
+        return self._write(z.flatten(2))
+
+    def expand(
+        self, x: Float[Tensor, "row position d_model"]
+    ) -> Float[Tensor, "row position d_mlp"]:
+        """The MLP's neurons, given the residual stream that it reads; `contract` writes them."""
         normed = self._norm_mlp(x)
         if self._gate is None:
-            return self._out(self._activation(self._in(normed)))
-        return self._out(self._activation(self._gate(normed)) * self._in(normed))
+            return self._activation(self._in(normed))
+        return self._activation(self._gate(normed)) * self._in(normed)
 
 
 class Network:
@@ -197,16 +222,15 @@ class Network:
         """How queries and keys at some positions are turned."""
         return self._rotation(self.model, torch.arange(start, stop, device=self.device))
 
-    def unembed(self, x: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row vocab"]:
-        """Logits, in single precision."""
-        normed = self._norm(x)
-        if self.device.type == "cuda":
-            return functional.linear(normed, self._unembed_weight, self._unembed_bias).float()
-        # The vocabulary first: on a CPU, BLAS is faster where the tall matrix is on the left.
-        logits = self._unembed_weight @ normed.flatten(0, -2).T
-        if self._unembed_bias is not None:
-            logits += self._unembed_bias[:, None]
-        return logits.T.contiguous().float().unflatten(0, x.shape[:-1])
+    def unembed(
+        self, x: Float[Tensor, "*row d_model"], tokens: Int[Tensor, " token"] | None = None
+    ) -> Float[Tensor, "*row token"]:
+        """Logits of some tokens, or all, in single precision or the model's own if that is more."""
+        weight, bias = self._unembed_weight, self._unembed_bias
+        if tokens is not None:
+            weight, bias = weight[tokens], None if bias is None else bias[tokens]
+        logits = functional.linear(self._norm(x), weight, bias)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 @dataclass(frozen=True)
@@ -219,7 +243,8 @@ class Sizes:
         heads: one position of z.
         keys: one position of the keys, and of the values, as they are stored.
         hidden: one position inside an MLP.
-        logits: one position's logits, in single precision.
+        number: one number.
+        logits: one position's logits.
     """
 
     layers: int
@@ -227,6 +252,7 @@ class Sizes:
     heads: int
     keys: int
     hidden: int
+    number: int
     logits: int
 
     @staticmethod
@@ -234,14 +260,14 @@ class Sizes:
         """Measures a network."""
         cfg, block = network.model.cfg, network.blocks[0]
         size = block.W_O.element_size()
-        groups = getattr(cfg, "n_key_value_heads", None) or cfg.n_heads
-        hidden = network.model.blocks[0].mlp.out.original_component.weight.numel() // cfg.d_model
+        heads = len(block.W_O) * block.d_head
         gates = 2 if block._gate is not None else 1
         return Sizes(
             layers=cfg.n_layers,
             width=size * cfg.d_model,
-            heads=size * cfg.n_heads * block.d_head,
-            keys=size * groups * block.d_head,
-            hidden=size * hidden * gates,
-            logits=4 * network.model.unembed.original_component.weight.shape[0],
+            heads=size * heads,
+            keys=size * heads // block.sharing,
+            hidden=size * len(block.W_out) * gates,
+            number=size,
+            logits=max(4, size) * len(network._unembed_weight),
         )
