@@ -66,8 +66,13 @@ ROTATIONS: dict[str, Callable[[TransformerBridge, Tensor], Rotate]] = {
 """For each family, as Hugging Face's ``model_type`` names it, how queries and keys are turned."""
 
 
-def obstacle(model: TransformerBridge) -> str | None:
-    """Why the fast engine cannot run a model, or None where it can."""
+def obstacle(model: TransformerBridge, activation: str = "z") -> str | None:
+    """Why the fast engine cannot patch an activation of a model, or None where it can.
+
+    Args:
+        model: the model.
+        activation: TransformerLens' short name of what is patched.
+    """
     config = getattr(model.original_model, "config", None)
     family = getattr(config, "model_type", None) or type(model.original_model).__name__
     if family not in ROTATIONS:
@@ -79,6 +84,8 @@ def obstacle(model: TransformerBridge) -> str | None:
     for name, point in model.hook_dict.items():
         if point.fwd_hooks:
             return f"a hook is attached at {name!r}, and only the hook engine runs it"
+    if activation == "pattern" and family == "gptj":
+        return "TransformerLens' own pass cannot change its pattern, so that nothing confirms it"
     return None
 
 
