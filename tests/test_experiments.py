@@ -119,22 +119,29 @@ def test_estimates_read_as_text(seconds: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "experiment", "n"),
+    ("shape", "experiment", "n"),
     [
-        ("gpt2", "3_1_ioi", 500),
-        ("gpt2-small", "3_1_ioi", 500),
-        ("openai-community/gpt2", "3_1_ioi", 500),
-        ("/models/gpt2", "3_1_ioi", 500),
-        ("gpt-j-6B", "app_c_arithmetic", 200),
-        ("EleutherAI/gpt-j-6B", "app_c_arithmetic", 200),
-        ("attn-only-4l", "app_d_docstring", 200),
-        ("NeelNanda/Attn_Only_4L512W_C4_Code", "app_d_docstring", 200),
-        ("pythia-70m", "3_1_ioi", 100),
-        ("/models/random-gpt2", "3_1_ioi", 100),
+        (("GPT2LMHeadModel", 12, 12, 768), "3_1_ioi", 500),
+        (("GPT2LMHeadModel", 48, 25, 1600), "3_1_factual_recall", 290),
+        (("GPTJForCausalLM", 28, 16, 4096), "app_c_arithmetic", 200),
+        (("TransformerLensNative", 4, 8, 512), "app_d_docstring", 200),
+        # Not in the experiment, of another family, of another width, with fewer heads.
+        (("GPT2LMHeadModel", 12, 12, 768), "app_c_arithmetic", 100),
+        (("GPTNeoXForCausalLM", 12, 12, 768), "3_1_ioi", 100),
+        (("GPT2LMHeadModel", 12, 12, 48), "3_1_ioi", 100),
+        (("GPT2LMHeadModel", 12, 6, 768), "3_1_ioi", 100),
     ],
 )
-def test_a_model_has_one_set_of_settings_by_all_its_names(
-    name: str, experiment: str, n: int, mini: TransformerBridge, monkeypatch: pytest.MonkeyPatch
+def test_settings_go_by_a_models_shape_and_not_by_its_name(
+    shape: tuple[str, int, int, int],
+    experiment: str,
+    n: int,
+    mini: TransformerBridge,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(mini.cfg, "model_name", name)
+    monkeypatch.setattr(mini.cfg, "model_name", "gpt2")
+    assert settings("3_1_ioi", mini)["n"] == 100
+    for key, value in zip(("architecture", "n_layers", "n_heads", "d_model"), shape, strict=True):
+        monkeypatch.setattr(mini.cfg, key, value)
+    monkeypatch.setattr(mini.cfg, "model_name", "mine")
     assert settings(experiment, mini)["n"] == n

@@ -65,7 +65,7 @@ def gpt2_tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="module")
 def random_models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Saves a model of one of the shapes, once; its folder does not pass for the paper's model."""
+    """Saves a model of one of the shapes, once."""
     tokenizer = gpt2_tokenizer()
     root = tmp_path_factory.mktemp("models")
 
@@ -104,11 +104,14 @@ def apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """A folder of its own for what a notebook writes, and the paper's settings on few prompts."""
     few = json.loads(experiments.EXPERIMENTS.read_text(encoding="utf-8"))
     for experiment in few.values():
-        for name, chosen in list(experiment["settings"].items()):
+        for chosen in experiment["settings"].values():
             chosen |= {"n": min(chosen["n"], PROMPTS), "draws": min(chosen["draws"], DRAWS)}
-            experiment["settings"][f"random-{name.split('/')[-1]}"] = chosen
     (tmp_path / "experiments.json").write_text(json.dumps(few), encoding="utf-8")
     monkeypatch.setattr(experiments, "EXPERIMENTS", tmp_path / "experiments.json")
+    for (family, *_), name in list(experiments.SHAPES.items()):
+        layers, heads = SHAPES.get(name.split("/")[-1], (4 * SHARE, 8 * SHARE))
+        small = (family, layers // SHARE, heads // SHARE, 4 * (heads // SHARE))
+        monkeypatch.setitem(experiments.SHAPES, small, name)
     monkeypatch.setattr(notebooks, "BUILD", tmp_path)
     monkeypatch.setattr(paper, "RECORDS", tmp_path / "paper")
     plt.switch_backend("agg")

@@ -180,7 +180,10 @@ def _dtype(dtype: torch.dtype | str) -> torch.dtype:
 def _check_folder(folder: Path) -> None:
     """Says what is wrong with a model's files before a library guesses."""
     if not folder.is_dir():
-        raise PatchlibError(f"there is no folder {folder}: a model's folder holds {_FILES}")
+        raise PatchlibError(
+            f"there is no folder {folder}: give one that holds {_FILES} as Hugging Face's "
+            "save_pretrained writes them"
+        )
     missing = [file for file in ("config.json", "tokenizer.json") if not (folder / file).is_file()]
     for index in folder.glob("*.index.json"):
         shards = set(_json(index)["weight_map"].values())
