@@ -1,4 +1,8 @@
-"""The one exception of the package."""
+"""The one exception of the package, and the one check that everything needs."""
+
+from __future__ import annotations
+
+from numbers import Integral
 
 
 class PatchlibError(ValueError):
@@ -7,3 +11,29 @@ class PatchlibError(ValueError):
     The message names what was given, what is allowed and the way out, so that it can be read
     without the source at hand.
     """
+
+
+def whole(name: str, value: object, least: int, most: int | None = None) -> int:
+    """A whole number as Python's own integer, whichever library it comes from.
+
+    Args:
+        name: what the caller knows it by.
+        value: what was given.
+        least: the smallest number that is allowed.
+        most: the largest one; any where None.
+
+    Raises:
+        PatchlibError: for numbers out of range, for True and False, and for everything else.
+
+    Example:
+        >>> import numpy as np
+        >>> whole("n", np.int64(3), 1)
+        3
+    """
+    # numpy's booleans are no Integral, Python's are.
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        number = int(value)
+        if least <= number and (most is None or number <= most):
+            return number
+    allowed = f"from {least} to {most}" if most is not None else f"of at least {least}"
+    raise PatchlibError(f"{name}={value!r}: give a whole number {allowed}")

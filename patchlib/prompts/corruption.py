@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -10,12 +14,63 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities.statistics import derive_generator
 
-from patchlib.errors import PatchlibError
+from patchlib.errors import PatchlibError, whole
 from patchlib.prompts.pairs import PromptPairs
 
 
 @dataclass(frozen=True)
-class STR:
+class Corruption:
+    """What `STR` and `GN` have in common, and every corruption of your own.
+
+    A corruption of your own is a frozen dataclass of this one: `tokens` replaces tokens, `noise`
+    is added to embeddings, and whatever the class does not define does nothing. Its fields are
+    kept with every result, as `describe` gives them; several ``draws`` are averaged over.
+
+    Args:
+        site: where prompts are corrupted, as the task names it.
+
+    Example:
+        >>> import patchlib as pl
+        >>> @dataclass(frozen=True)
+        ... class Shift(pl.Corruption):
+        ...     by: float = 1.0
+        ...
+        ...     def noise(self, model, pairs, draw):
+        ...         noise = torch.zeros(*pairs.clean_tokens.shape, model.cfg.d_model)
+        ...         for row, at in enumerate(pairs.at(self.site)):
+        ...             noise[row, list(at)] = self.by
+        ...         return noise
+        >>> Shift("S2", by=0.5).describe()
+        {'corruption': 'Shift', 'site': 'S2', 'by': 0.5}
+    """
+
+    site: str
+    # Unannotated, so that it is no field: a corruption without chance has one draw.
+    draws = 1
+
+    def tokens(self, pairs: PromptPairs) -> Int[Tensor, "prompt position"]:
+        """The corrupted tokens of prompts of one length; the clean ones unless replaced."""
+        return pairs.clean_tokens
+
+    def noise(
+        self, model: TransformerBridge, pairs: PromptPairs, draw: int
+    ) -> Float[Tensor, "prompt position d_model"] | None:
+        """What is added to the token embeddings of prompts of one length, or None for nothing.
+
+        Args:
+            model: gives the width and the standard deviation of its embeddings.
+            pairs: the prompts.
+            draw: the number of the draw, from 0 to ``draws`` - 1.
+        """
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        """The corruption and its parameters, as results keep them."""
+        return {"corruption": type(self).__name__, **dataclasses.asdict(self)}
+
+
+@dataclass(frozen=True)
+class STR(Corruption):
     """Symmetric token replacement: the tokens of a site become similar ones of equal length.
 
     The corrupted prompt is as likely as a clean one, so the model stays on its distribution.
@@ -30,9 +85,6 @@ class STR:
         >>> changed.sum(dim=1).tolist()
         [1, 1, 1, 1, 1]
     """
-
-    site: str
-    draws = 1
 
     def tokens(self, pairs: PromptPairs) -> Int[Tensor, "prompt position"]:
         """The corrupted tokens.
@@ -51,19 +103,9 @@ class STR:
             )
         return corrupted
 
-    def noise(
-        self, model: TransformerBridge, pairs: PromptPairs, draw: int
-    ) -> Float[Tensor, "prompt position d_model"] | None:
-        """None: token replacement adds no noise."""
-        return None
-
-    def describe(self) -> dict[str, str | float]:
-        """The corruption and its parameters, as results keep them."""
-        return {"corruption": "STR", "site": self.site}
-
 
 @dataclass(frozen=True)
-class GN:
+class GN(Corruption):
     """Gaussian noise on the token embeddings of a site, before positions are added.
 
     Each prompt's noise depends on its own tokens, the seed and the number of the draw alone, so
@@ -72,12 +114,13 @@ class GN:
     Args:
         site: the named position, or several joined by ``+``.
         scale: the noise's standard deviation in units of the standard deviation of all entries
-            of the embedding matrix; 3 in the paper (Section 2.1, Appendix B).
+            of the token embeddings; 3 in the paper (Section 2.1, Appendix B).
         draws: how many independent draws are averaged over.
         seed: seeds the noise.
 
     Raises:
-        PatchlibError: for a negative scale or fewer than one draw.
+        PatchlibError: for a scale that is no number of at least 0, and for draws and seeds that
+            are no whole numbers.
 
     Example:
         >>> import patchlib as pl
@@ -88,36 +131,41 @@ class GN:
         2
     """
 
-    site: str
     scale: float = 3.0
     draws: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.scale >= 0:
+        is_number = isinstance(self.scale, Real) and not isinstance(self.scale, bool)
+        if not (is_number and 0 <= self.scale < math.inf):
             raise PatchlibError(
-                f"scale={self.scale}: the noise scale must be at least 0; 3 is usual"
+                f"scale={self.scale!r}: the noise scale must be a number of at least 0; 3 is usual"
             )
-        if not isinstance(self.draws, int) or self.draws < 1:
-            raise PatchlibError(f"draws={self.draws}: give a whole number, at least one draw")
+        object.__setattr__(self, "scale", float(self.scale))
+        object.__setattr__(self, "draws", whole("draws", self.draws, 1))
+        object.__setattr__(self, "seed", whole("seed", self.seed, 0))
 
     def sigma(self, model: TransformerBridge) -> float:
-        """The noise's standard deviation: scale times that of the embedding matrix's entries."""
-        return self.scale * model.W_E.float().std().item()
+        """The noise's standard deviation: scale times that of all token embeddings' entries.
 
-    def tokens(self, pairs: PromptPairs) -> Int[Tensor, "prompt position"]:
-        """The clean tokens: noise changes embeddings, not tokens."""
-        return pairs.clean_tokens
+        The embeddings are those that the noise is added to: some models, such as Gemma, scale
+        what they read from their matrix.
+        """
+        embed = model.embed.original_component
+        n, total, squares = 0, 0.0, 0.0
+        with torch.no_grad():
+            # In parts, since a copy of the whole matrix may be larger than the memory budget.
+            for tokens in torch.arange(len(model.W_E), device=model.W_E.device).split(4096):
+                values = embed(tokens).double()
+                n += values.numel()
+                total += values.sum().item()
+                squares += values.square().sum().item()
+        return self.scale * math.sqrt((squares - total**2 / n) / (n - 1))
 
     def noise(
         self, model: TransformerBridge, pairs: PromptPairs, draw: int
     ) -> Float[Tensor, "prompt position d_model"]:
         """What is added to the token embeddings, zero outside the site.
-
-        Args:
-            model: gives the width and the standard deviation of its embeddings.
-            pairs: prompts of one length.
-            draw: the number of the draw, from 0 to ``draws`` - 1.
 
         Raises:
             PatchlibError: where a prompt has no token at the site.
@@ -137,15 +185,7 @@ class GN:
             )
         return noise
 
-    def describe(self) -> dict[str, str | float]:
+    def describe(self) -> dict[str, Any]:
         """The corruption and its parameters, as results keep them."""
-        return {
-            "corruption": "GN",
-            "site": self.site,
-            "scale": self.scale,
-            "draws": self.draws,
-            "noise_seed": self.seed,
-        }
-
-
-Corruption = STR | GN
+        found = super().describe()
+        return found | {"noise_seed": found.pop("seed")}

@@ -2,19 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from patchlib.errors import PatchlibError
+from patchlib.errors import PatchlibError, whole
+from patchlib.heads import Head
+
+COMPONENTS = {
+    "head": "z",
+    "mlp": "mlp_out",
+    "attn": "attn_out",
+    "resid": "resid_pre",
+    "resid_mid": "resid_mid",
+    "q": "q",
+    "k": "k",
+    "v": "v",
+    "pattern": "pattern",
+    "neuron": "post",
+}
+"""What can be patched, and TransformerLens' name for its activation."""
+
+UNITS = ("head", "kv_head", "neuron")
+"""What an activation of a layer may consist of, and what dimensions of results are called."""
 
 Where = list[tuple[int, ...]]
+
+
+class Part(NamedTuple):
+    """One activation of one layer.
+
+    Args:
+        activation: TransformerLens' short name (``z``, ``q``, ``mlp_out``, ``resid_pre``, ...).
+        layer: the layer.
+        unit: the head, the key/value head or the neuron; None for all of the layer.
+    """
+
+    activation: str
+    layer: int
+    unit: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.activation}{self.layer}" + ("" if self.unit is None else f".{self.unit}")
+
+    def of(self, activation: Tensor) -> Float[Tensor, "prompt position *rest"]:
+        """The part's own numbers within its layer's activation, as a view.
+
+        A pattern's positions are those of its queries: patching one replaces what the query at
+        that position attends to.
+        """
+        if self.activation == "pattern":
+            activation = activation.transpose(1, 2)
+        return activation if self.unit is None else activation[:, :, self.unit]
 
 
 @dataclass(frozen=True)
@@ -22,19 +68,96 @@ class Cell:
     """What one patched run restores.
 
     Args:
-        activation: TransformerLens' short name (``z``, ``v``, ``mlp_out``, ``attn_out``,
-            ``resid_pre``).
-        at: layers, each with the head or None for a whole layer.
+        parts: activations, sorted by layer.
         where: for each prompt the token positions; None for all positions.
     """
 
-    activation: str
-    at: tuple[tuple[int, int | None], ...]
+    parts: tuple[Part, ...]
     where: Where | None = None
 
     def measures(self, prompt: int) -> bool:
         """False for a prompt that has no token at the cell's position."""
         return self.where is None or len(self.where[prompt]) > 0
+
+
+def unit_of(model: TransformerBridge, activation: str) -> tuple[str, int] | None:
+    """What a layer's activation consists of, as one of `UNITS`, and how many there are.
+
+    Under grouped-query attention several heads share one key and one value. Keys and values then
+    have fewer units, which TransformerLens numbers by themselves: results call them ``kv_head``,
+    and a ``head`` is always a head of its own query.
+    """
+    heads = int(model.cfg.n_heads)
+    if activation in ("z", "q", "pattern"):
+        return "head", heads
+    if activation in ("k", "v"):
+        groups = int(getattr(model.cfg, "n_key_value_heads", None) or heads)
+        return ("head" if groups == heads else "kv_head"), groups
+    if activation == "post":
+        return "neuron", int(model.cfg.d_mlp or 0)
+    return None
+
+
+def parts_of(
+    model: TransformerBridge, names: Iterable[object], activation: str = "z"
+) -> tuple[Part, ...]:
+    """Parts by name: ``"4.6"`` is a head's z, ``"q4.6"`` its query, ``"mlp3"`` a layer's MLP.
+
+    Args:
+        model: the model that has them.
+        names: a component of `COMPONENTS` and its layer, with the unit after a point where it has
+            units; a head alone, also as (layer, head), stands for its ``activation``. A head's key
+            and value are those that it reads, under grouped-query attention its group's.
+        activation: ``"z"``, ``"q"``, ``"k"``, ``"v"`` or ``"pattern"``.
+
+    Raises:
+        PatchlibError: for a name that is none, a part that the model does not have, and where none
+            is given.
+
+    Example:
+        >>> import patchlib as pl
+        >>> parts_of(pl.load_model("mini"), ["mlp3", "1.2"])
+        (Part(activation='z', layer=1, unit=2), Part(activation='mlp_out', layer=3, unit=None))
+    """
+    if activation not in ("z", "q", "k", "v", "pattern"):
+        raise PatchlibError(
+            f"activation={activation!r}: heads have 'z', 'q', 'k', 'v' and 'pattern'"
+        )
+    parts = [_part(model, name, activation) for name in names]
+    if not parts:
+        raise PatchlibError("nothing was given to restore: give at least one, such as '4.6'")
+    # Heads of a group share a key and a value; restoring them twice is restoring them once.
+    by_layer = sorted(set(parts), key=lambda part: (part.layer, part.activation, part.unit or 0))
+    return tuple(by_layer)
+
+
+def _part(model: TransformerBridge, name: object, activation: str) -> Part:
+    found = re.fullmatch(r"([a-z_]+?)?(\d+)(?:\.(\d+))?", name) if isinstance(name, str) else None
+    prefix = found[1] if found else None
+    unit: int | None
+    if prefix is None:
+        act, head = activation, Head.of(name)
+        layer, unit = head.layer, int(head.head)
+    elif found is None or prefix not in COMPONENTS:
+        raise PatchlibError(
+            f"{name!r}: allowed are a head such as '4.6', and {', '.join(COMPONENTS)} with a "
+            "layer, such as 'mlp3', 'q4.6' or 'neuron2.17'"
+        )
+    else:
+        act, layer = COMPONENTS[prefix], int(found[2])
+        unit = None if found[3] is None else int(found[3])
+    units = unit_of(model, act)
+    n_layers = model.cfg.n_layers
+    # A head is named by its query, also where its key and value are a group's.
+    most = units[1] if units else 0
+    if act in ("k", "v"):
+        most = int(model.cfg.n_heads)
+    if layer >= n_layers or (unit is not None and unit >= most):
+        has = f"layers 0 to {n_layers - 1}" + (f" and units 0 to {most - 1}" if most else ", whole")
+        raise PatchlibError(f"{name!r} does not exist: {act} has {has}")
+    if unit is not None and units and act in ("k", "v"):
+        unit = unit * units[1] // most
+    return Part(act, layer, unit)
 
 
 @dataclass(frozen=True)
@@ -74,11 +197,7 @@ class Limits:
             PatchlibError: for a batch size that is not a positive whole number, and for a budget
                 that is not a positive number.
         """
-        rows = None if batch_size == "auto" else whole_number(batch_size)
-        if batch_size != "auto" and (rows is None or rows < 1):
-            raise PatchlibError(
-                f"batch_size={batch_size!r}: give 'auto' or how many prompts one pass may hold"
-            )
+        rows = None if batch_size == "auto" else whole("batch_size", batch_size, 1)
         if memory_budget is None:
             device = torch.device(str(model.cfg.device))
             memory_budget = 2 * 2**30
@@ -93,51 +212,19 @@ class Limits:
         return Limits(rows, int(min(memory_budget, 2**60)))
 
 
-def whole_number(value: object) -> int | None:
-    """Python's own integer for any integer, numpy's included; None for everything else."""
-    is_whole = isinstance(value, Integral) and not isinstance(value, bool | np.bool_)
-    return int(value) if is_whole else None  # type: ignore[call-overload]
-
-
-def heads_cell(model: TransformerBridge, heads: Sequence[tuple[int, int]], activation: str) -> Cell:
-    """The cell that restores one activation of several heads at all positions.
-
-    Raises:
-        PatchlibError: for an activation that heads do not have, no heads, or unknown ones.
-    """
-    if activation not in ("z", "q", "k", "v"):
-        raise PatchlibError(f"activation={activation!r}: heads have 'z', 'q', 'k' and 'v'")
-    n_heads = model.cfg.n_heads
-    if activation in ("k", "v"):
-        n_heads = getattr(model.cfg, "n_key_value_heads", None) or n_heads
-    for layer, head in heads:
-        if not (0 <= layer < model.cfg.n_layers and 0 <= head < n_heads):
-            raise PatchlibError(
-                f"head {layer}.{head} does not exist: {activation} has layers 0 to "
-                f"{model.cfg.n_layers - 1} and heads 0 to {n_heads - 1}"
-            )
-    if not heads:
-        raise PatchlibError("no heads were given: give at least one as (layer, head)")
-    return Cell(activation, tuple((int(layer), int(head)) for layer, head in heads))
-
-
 def layers_before(window: int, before: int | None, n_layers: int) -> int:
     """How many layers of a window lie before its layer l.
 
     Raises:
         PatchlibError: for a window that does not fit the model, or an even one without ``before``.
     """
-    if not isinstance(window, Integral) or not 1 <= window <= n_layers:
-        raise PatchlibError(f"window={window}: with {n_layers} layers 1 to {n_layers} are allowed")
+    window = whole("window", window, 1, n_layers)
     if window % 2 == 0 and before is None:
         raise PatchlibError(
             f"window={window} is even and has no middle layer: state with before= how many of its "
             f"layers lie before layer l; before={window // 2} is what ROME's code does"
         )
-    before = window // 2 if before is None else before
-    if not 0 <= before < window:
-        raise PatchlibError(f"before={before}: a window of {window} allows 0 to {window - 1}")
-    return before
+    return window // 2 if before is None else whole("before", before, 0, window - 1)
 
 
 def layers_around(layer: int, window: int, before: int, n_layers: int) -> range:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,53 +11,37 @@ from transformer_lens.utilities import get_act_name
 
 from patchlib.errors import PatchlibError
 from patchlib.prompts.pairs import PromptPairs
-from patchlib.sweep.cells import Cell, Limits, Piece, Where
+from patchlib.sweep.cells import Cell, Limits, Part, Piece, Where
 from patchlib.sweep.metrics import Metric, measure
 from patchlib.sweep.runs import Edit, Run, row_bytes, run_with_edits
+from patchlib.sweep.sources import Taken
 
 # Memory that one batch may take for its logits and activations; larger ones are slower on a CPU.
 _BATCH_BYTES = 128 * 2**20
 
 
 def restore(
-    model: TransformerBridge, source: Run, cells: Sequence[Cell], prompts: range
+    cells: Sequence[Cell], source: Mapping[str, Tensor], prompts: Sequence[int]
 ) -> list[Edit]:
-    """The edits that restore cells from a source run, one block of prompts for each cell.
+    """The edits that restore cells, for a batch made of a block of prompts for each cell.
 
     Args:
-        model: the model.
-        source: the run that activations are taken from, on these prompts.
         cells: what each block restores.
+        source: the activations that it is restored from, on these prompts.
         prompts: the numbers of the prompts, for the cells' positions.
     """
-    names = activations_of(cells)
-    _, activations = run_with_edits(model, source, keep=names)
-    return _restore(cells, activations, prompts)
-
-
-def activations_of(cells: Sequence[Cell]) -> list[str]:
-    """The full names of all activations that some cells restore."""
-    names = (get_act_name(cell.activation, layer) for cell in cells for layer, _ in cell.at)
-    return list(dict.fromkeys(names))
-
-
-def _restore(cells: Sequence[Cell], source: dict[str, Tensor], prompts: range) -> list[Edit]:
-    """One edit per activation for a batch made of a block of prompts for each cell."""
-    by_name: dict[str, list[tuple[int, int | None, Where | None]]] = {}
+    by_name: dict[str, list[tuple[int, Part, Where | None]]] = {}
     for block, cell in enumerate(cells):
-        for layer, head in cell.at:
-            name = get_act_name(cell.activation, layer)
-            by_name.setdefault(name, []).append((block, head, cell.where))
+        for part in cell.parts:
+            by_name.setdefault(name_of(part), []).append((block, part, cell.where))
     size = len(prompts)
 
     def edit(name: str) -> Callable[[Tensor], Tensor]:
         def write(activation: Tensor) -> Tensor:
             new = activation.clone()
-            for block, head, where in by_name[name]:
-                mine = new[block * size : (block + 1) * size]
-                theirs = source[name]
-                if head is not None:
-                    mine, theirs = mine[:, :, head], theirs[:, :, head]
+            for block, part, where in by_name[name]:
+                mine = part.of(new[block * size : (block + 1) * size])
+                theirs = part.of(source[name])
                 if where is None:
                     mine[:] = theirs
                 else:
@@ -68,7 +52,60 @@ def _restore(cells: Sequence[Cell], source: dict[str, Tensor], prompts: range) -
 
         return write
 
-    return [(name, edit(name)) for name in by_name]
+    edits: list[Edit] = []
+    for name in by_name:
+        layer = by_name[name][0][1].layer
+        if name == get_act_name("resid_mid", layer):
+            edits += _through_attention(layer, edit(name))
+        else:
+            edits.append((name, edit(name)))
+    return edits
+
+
+def _through_attention(layer: int, write: Callable[[Tensor], Tensor]) -> list[Edit]:
+    """Edits the stream after a layer's attention by what the attention adds to it.
+
+    TransformerLens' hook_resid_mid is the input of the second norm alone: an edit there reaches
+    the MLP and not the residual stream.
+    """
+    before: list[Tensor] = []
+
+    def add(attn_out: Tensor) -> Tensor:
+        return write(before[0] + attn_out) - before[0]
+
+    return [
+        (get_act_name("resid_pre", layer), before.append),
+        (get_act_name("attn_out", layer), add),
+    ]
+
+
+def require_effect(model: TransformerBridge, run: Run, activation: str) -> None:
+    """Refuses a model that computes on past an edited attention pattern.
+
+    In some architectures TransformerLens shows the pattern only after its layer has used it.
+
+    Raises:
+        PatchlibError: for such a model.
+    """
+    pattern, z = get_act_name("pattern", 0), get_act_name("z", 0)
+    if activation == "pattern":
+        edits: list[Edit] = [(pattern, torch.zeros_like)]
+        _, kept = run_with_edits(model, run.rows(slice(0, 1)), edits, keep=[z])
+        if kept[z].any():
+            raise PatchlibError(
+                "component='pattern': this model does not use a pattern that is edited by a hook, "
+                "so that nothing would change; patch q, k, v or head"
+            )
+
+
+def name_of(part: Part) -> str:
+    """The full name of a part's activation."""
+    return get_act_name(part.activation, part.layer)
+
+
+def names_of(cells: Sequence[Cell]) -> list[str]:
+    """The full names of all activations that some cells restore."""
+    return list(dict.fromkeys(name_of(part) for cell in cells for part in cell.parts))
 
 
 def _batch_rows(model: TransformerBridge, length: int, limits: Limits) -> int:
@@ -91,42 +128,50 @@ def sweep(
     cells: Sequence[Cell],
     metrics: Sequence[Metric],
     limits: Limits,
+    taken: Taken | None = None,
 ) -> Iterator[Piece]:
     """Runs every cell on prompts of one length and measures it.
 
     Args:
         model: the model, in evaluation mode.
         pairs: the prompts, for their answers.
-        source: the run that activations are taken from.
+        source: the run that activations are taken from, and that KL is measured from.
         destination: the run that they are put into.
         cells: what each patched run restores.
         metrics: what to measure.
         limits: how much one pass may take.
+        taken: what activations are taken from where not from the source run.
 
     Yields:
         What each pass measured.
     """
     rows = _batch_rows(model, source.tokens.shape[1], limits)
-    names = activations_of(cells)
+    names = names_of(cells)
     per_pass = min(len(pairs), rows)
     for start in range(0, len(pairs), per_pass):
         prompts = range(start, min(start + per_pass, len(pairs)))
         which = slice(prompts.start, prompts.stop)
-        r, r_wrong = pairs.answers[which], pairs.wrong_answers[which]
+        r, r_wrong, texts = pairs.answers[which], pairs.wrong_answers[which], pairs.texts[which]
         there, activations = run_with_edits(model, source.rows(which), keep=names)
         here, _ = run_with_edits(model, destination.rows(which))
-        unpatched = measure(metrics, torch.stack((there, here)), r, r_wrong, there).transpose(0, 1)
+        unpatched = measure(metrics, torch.stack((there, here)), r, r_wrong, there, texts)
+        unpatched = unpatched.transpose(0, 1)
+        if isinstance(taken, Run):
+            _, activations = run_with_edits(model, taken.rows(which), keep=names)
+        elif taken is not None:
+            activations = {
+                name: taken[name].expand(len(prompts), *taken[name].shape[1:]) for name in names
+            }
         together = max(1, rows // len(prompts))
         for first in range(0, len(cells), together):
             chosen = cells[first : first + together]
             logits, _ = run_with_edits(
                 model,
                 destination.rows(which).repeat(len(chosen)),
-                edits=_restore(chosen, activations, prompts),
+                edits=restore(chosen, activations, prompts),
             )
-            patched = measure(
-                metrics, logits.view(len(chosen), len(prompts), -1), r, r_wrong, there
-            )
+            logits = logits.view(len(chosen), len(prompts), -1)
+            patched = measure(metrics, logits, r, r_wrong, there, texts)
             measured = torch.tensor([[cell.measures(p) for p in prompts] for cell in chosen])
             yield Piece(
                 range(first, first + len(chosen)),

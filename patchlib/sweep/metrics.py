@@ -1,8 +1,9 @@
 """How to measure: probability, logit difference, KL divergence and four more (Section 2.1).
 
 Each metric turns the logits at the last position into one number per prompt. Its effect compares
-the patched run with the corrupted run that it started from; the sign is such that a patch which
-brings the clean run's behaviour back has a positive effect.
+the patched run with the run that it started from. One sign holds for all: an effect is positive
+where the patch takes the run towards the one that activations come from. Restoring what matters
+(denoising) and removing what matters (noising) are positive by every metric.
 """
 
 from __future__ import annotations
@@ -28,11 +29,21 @@ class Metric:
     Args:
         name: what `patchlib.patch` calls it.
         label: what figures call its effect, with the unit.
-        value: maps logits, answers, wrong answers and the source run's logits to one number per
-            prompt.
+        value: maps logits, answers, wrong answers and the logits of the unpatched run on the
+            source's side to one number per prompt; all in single precision, or double where the
+            model is.
         sign: +1 where larger values mean a better answer, -1 where smaller ones do.
         normalized: whether the effect is divided by the distance between the two unpatched runs,
             so that 1 is full recovery.
+        from_source: whether the metric itself is a distance from the source run, as KL is.
+        whole: whether it reads the whole vocabulary, and not the answers' logits alone.
+
+    Example:
+        >>> def margin(logits, answers, wrong_answers, source):
+        ...     best = logits.topk(2).values
+        ...     return best[..., 0] - best[..., 1]
+        >>> Metric("margin", "lead of the first token (nats)", margin).sign
+        1
     """
 
     name: str
@@ -40,6 +51,15 @@ class Metric:
     value: Callable[[Logits, Answers, Answers, Logits], Float[Tensor, "*batch prompt"]]
     sign: int = 1
     normalized: bool = False
+    from_source: bool = False
+    whole: bool = True
+
+    def __post_init__(self) -> None:
+        if self.sign not in (1, -1) or not callable(self.value):
+            raise PatchlibError(
+                f"metric {self.name!r}: sign={self.sign}, value={self.value!r}; give a function, "
+                "and +1 or -1"
+            )
 
 
 def _over(
@@ -96,9 +116,15 @@ def accuracy(logits: Logits, r: Answers, r_wrong: Answers, source: Logits) -> Te
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("logit_diff", "normalised logit difference", logit_difference, normalized=True),
+        Metric(
+            "logit_diff",
+            "normalised logit difference",
+            logit_difference,
+            normalized=True,
+            whole=False,
+        ),
         Metric("prob", "probability", probability),
-        Metric("kl", "KL divergence (nats)", kl_divergence, sign=-1),
+        Metric("kl", "KL divergence (nats)", kl_divergence, sign=-1, from_source=True),
         Metric("log_prob", "log probability (nats)", log_probability),
         Metric("wrong_prob", "probability of r'", wrong_probability, sign=-1),
         Metric("rank", "rank (places)", rank, sign=-1),
@@ -108,30 +134,105 @@ METRICS = {
 
 
 def measure(
-    metrics: Sequence[Metric], logits: Logits, r: Answers, r_wrong: Answers, source: Logits
+    metrics: Sequence[Metric],
+    logits: Logits,
+    r: Answers,
+    r_wrong: Answers,
+    source: Logits,
+    texts: Sequence[str] = (),
 ) -> Float[Tensor, "metric *batch prompt"]:
-    """All metrics of some logits, in double precision and on the CPU."""
-    logits, source = logits.float(), source.float()
-    values = [metric.value(logits, r, r_wrong, source) for metric in metrics]
-    return torch.stack(values).double().cpu()
+    """All metrics of some logits, in double precision and on the CPU.
 
-
-def choose(names: Sequence[str]) -> list[Metric]:
-    """The metrics of these names, in this order.
+    Args:
+        metrics: what to measure.
+        logits: at the last position.
+        r: the right answers.
+        r_wrong: the wrong ones.
+        source: the logits of the unpatched run on the source's side.
+        texts: the prompts, for an error.
 
     Raises:
-        PatchlibError: for an unknown name, or none at all.
+        PatchlibError: where logits are NaN or infinite, and where an own metric does not give one
+            number for each prompt.
+    """
+    require_finite(logits, texts)
+    if logits.dtype != torch.float64:
+        logits, source = logits.float(), source.float()
+    values = [metric.value(logits, r, r_wrong, source) for metric in metrics]
+    for metric, value in zip(metrics, values, strict=True):
+        if not isinstance(value, Tensor) or value.shape != logits.shape[:-1]:
+            given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise PatchlibError(
+                f"metric {metric.name!r} gave {given} for logits of shape {tuple(logits.shape)}: "
+                f"it must give one number for each prompt, {tuple(logits.shape[:-1])}"
+            )
+    return torch.stack([value.double() for value in values]).cpu()
+
+
+def require_finite(logits: Logits, texts: Sequence[str] = ()) -> None:
+    """Refuses logits that are NaN or infinite.
+
+    Args:
+        logits: at the last position.
+        texts: the prompts, for the error.
+
+    Raises:
+        PatchlibError: for such logits.
+    """
+    finite = logits.isfinite().all(-1)
+    broken = ~finite.reshape(-1, finite.shape[-1]).all(0)
+    if broken.any():
+        rows = broken.nonzero().flatten().tolist()
+        first = repr(texts[rows[0]]) if texts else f"number {rows[0]}"
+        raise PatchlibError(
+            f"the logits of {len(rows)} of {len(broken)} prompts are NaN or infinite, the first "
+            f"{first}: half precision that overflows (load with dtype=torch.float32), damaged "
+            "weights, or a corruption or source with such values"
+        )
+
+
+def choose(metrics: str | Metric | Callable | Sequence[str | Metric | Callable]) -> list[Metric]:
+    """The metrics asked for, in this order.
+
+    Args:
+        metrics: names of metrics, a `Metric` of your own, or a function of logits alone, of shape
+            (…, prompt, vocab), where larger values mean a better answer; its name becomes
+            the metric's.
+
+    Raises:
+        PatchlibError: for an unknown name, a function without a name, two metrics of one name, or
+            none at all.
 
     Example:
         >>> [metric.sign for metric in choose(["prob", "kl"])]
         [1, -1]
     """
-    if isinstance(names, str):
-        names = [names]
-    unknown = [name for name in names if name not in METRICS]
-    if unknown or not names:
+    if isinstance(metrics, str) or not isinstance(metrics, Sequence):
+        metrics = [metrics]
+    chosen = [_metric(each) for each in metrics]
+    names = [metric.name for metric in chosen]
+    if not names or len(set(names)) < len(names):
         raise PatchlibError(
-            f"unknown metric {', '.join(map(repr, unknown)) or '(none given)'}: "
-            f"allowed are {', '.join(METRICS)}"
+            f"metrics={', '.join(names) or '(none given)'}: give at least one, and each name once; "
+            f"there are {', '.join(METRICS)}"
         )
-    return [METRICS[name] for name in names]
+    return chosen
+
+
+def _metric(given: object) -> Metric:
+    if isinstance(given, Metric):
+        return given
+    if isinstance(given, str) and given in METRICS:
+        return METRICS[given]
+    name = getattr(given, "__name__", "<lambda>")
+    if not callable(given) or name == "<lambda>":
+        raise PatchlibError(
+            f"unknown metric {given!r}: allowed are {', '.join(METRICS)}, a pl.Metric(name, label, "
+            "value), and a function of logits that has a name"
+        )
+    return Metric(name, name.replace("_", " "), lambda logits, r, r_wrong, source: given(logits))
+
+
+def label(name: str) -> str:
+    """What figures call a metric: its label with the unit, or its name where it is not ours."""
+    return METRICS[name].label if name in METRICS else name.replace("_", " ")

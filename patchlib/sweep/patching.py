@@ -7,37 +7,40 @@ TransformerLens' own forward pass, and a faster one for the architectures that i
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from patchlib.errors import PatchlibError
+from patchlib.errors import PatchlibError, whole
 from patchlib.models.loading import describe
-from patchlib.prompts.corruption import GN, STR, Corruption
+from patchlib.prompts.corruption import Corruption
 from patchlib.prompts.pairs import PromptPairs
-from patchlib.sweep import architectures, fast_engine, hook_engine
+from patchlib.sweep import architectures, fast_engine, frames, hook_engine, results, sources
 from patchlib.sweep import metrics as metric_definitions
-from patchlib.sweep.cells import Cell, Limits, Where, heads_cell, layers_around, layers_before
+from patchlib.sweep.cells import Limits, parts_of
 from patchlib.sweep.checkpoint import Checkpoint, fingerprints, places
+from patchlib.sweep.code import fingerprint
+from patchlib.sweep.frames import Frame
+from patchlib.sweep.metrics import Metric
 from patchlib.sweep.runs import Run, require_evaluation, two_runs
-
-COMPONENTS = {"head": "z", "mlp": "mlp_out", "attn": "attn_out", "resid": "resid_pre"}
-"""What can be patched, and TransformerLens' name for its activation."""
+from patchlib.sweep.sources import Source, Taken
 
 ENGINES = {"hooks": hook_engine.sweep, "fast": fast_engine.sweep}
 
 # How many prompts, times draws of the noise, are prepared at a time.
 _INSTANCES = 256
+
+Metrics = str | Metric | Callable | Sequence[str | Metric | Callable]
 
 
 def patch(
@@ -46,16 +49,19 @@ def patch(
     component: str = "head",
     *,
     corruption: Corruption,
-    metrics: Sequence[str] = ("logit_diff", "prob", "kl"),
+    metrics: Metrics = ("logit_diff", "prob", "kl"),
+    layers: int | Iterable[int] | None = None,
+    heads: Iterable[object] | None = None,
     window: int | Sequence[int] = 1,
     before: int | Sequence[int | None] | None = None,
-    positions: str | Sequence[str] = "all",
+    positions: str | int | Sequence[str | int] = "all",
     direction: str = "denoise",
+    source: Source | None = None,
     keep_prompts: bool = False,
     keep_draws: bool = False,
     engine: str = "auto",
     batch_size: int | str = "auto",
-    memory_budget: int | None = None,
+    memory_budget: float | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool | Callable[[int, int], object] = True,
 ) -> xr.Dataset:
@@ -64,20 +70,28 @@ def patch(
     Args:
         model: the model, in evaluation mode.
         pairs: prompts of any lengths; those of one length run together, none is padded.
-        component: ``"head"`` (z), ``"mlp"`` (mlp_out), ``"attn"`` (attn_out) or ``"resid"``
-            (resid_pre).
-        corruption: `STR` or `GN` at one of the task's positions.
-        metrics: names of metrics; all are read from the same pass.
+        component: ``"head"`` (z), ``"mlp"`` (mlp_out), ``"attn"`` (attn_out), ``"resid"``
+            (resid_pre), ``"resid_mid"``; of each head ``"q"``, ``"k"``, ``"v"`` (before positions
+            enter) or ``"pattern"`` (what the queries at a position attend to); ``"neuron"`` (post,
+            one run for each neuron).
+        corruption: `STR` or `GN` at one of the task's positions, or a `Corruption` of your own.
+        metrics: names of metrics, `Metric` objects or functions of logits; all are read from the
+            same pass.
+        layers: which layers; all where None.
+        heads: which heads, as ``["5.1", "9.0"]``; all where None. What lies between is NaN.
         window: how many adjacent layers are restored together (Section 5); not for heads. An odd
             window w reaches from l - w//2 to l + w//2; windows are cut at the first and the last
             layer.
         before: for an even window, how many of its layers lie before layer l; w//2 gives what
             ROME's code does (for w = 10: l - 5 to l + 4).
         positions: ``"all"`` token positions jointly; ``"each"`` position separately (prompts of
-            one length); a named position such as ``"last_subject"``; or a list of names, each
-            separately.
+            one length); a named position such as ``"last_subject"``, or a number counted from
+            zero; or a list of names and numbers, each separately.
         direction: ``"denoise"`` puts clean activations into the corrupted run (the paper's
             choice), ``"noise"`` corrupted ones into the clean run.
+        source: what activations are replaced by, where not by those of the other run: ``Zero()``,
+            ``Mean()``, ``Mean(pairs)``, or other prompts, whose clean run is taken row by row.
+            Effects are still measured on the way between the corrupted and the clean run.
         keep_prompts: keep one value per prompt instead of their mean.
         keep_draws: keep one value per draw of the noise instead of their mean.
         engine: ``"hooks"`` runs the whole model with hooks for every cell, and is the reference.
@@ -96,25 +110,30 @@ def patch(
     Returns:
         A dataset with the variables
 
-        * ``effect``, as Section 2.1 defines it for each metric, from the run that was patched
-          (the corrupted one when denoising): probability P_pt(r) - P_*(r); logit difference
-          (LD_pt - LD_*) / (LD_cl - LD_*), where LD_cl - LD_* is a mean over all prompts; KL
-          D(P_cl||P_*) - D(P_cl||P_pt); the other metrics like probability, with ranks counted so
-          that a better rank is a positive effect. When noising, the clean and the corrupted run
-          change places in all of this;
+        * ``effect``, as Section 2.1 defines it for each metric: how far the patch takes the run
+          towards the one that activations come from. When denoising: probability
+          P_pt(r) - P_*(r); logit difference (LD_pt - LD_*) / (LD_cl - LD_*), where LD_cl - LD_*
+          is a mean over the prompts that have the position; KL D(P_cl||P_*) - D(P_cl||P_pt); the
+          other metrics like probability, with ranks counted so that a better rank is a positive
+          effect. When noising, the clean and the corrupted run change places, and what lowers
+          P(r) is positive: P_cl(r) - P_pt(r);
         * ``effect_sd``, the standard deviation of the effect over draws (NaN for one draw, absent
           with ``keep_draws``);
-        * ``patched``, ``clean``, ``corrupted``: the metrics themselves. KL is measured from the
-          run that activations come from;
+        * ``patched``, ``clean``, ``corrupted``: the metrics themselves, over the same prompts. KL
+          is measured from the run on the source's side;
 
         over the dimensions ``metric, layer`` and, as asked for, ``window, head, position,
-        prompt, draw``. NaN marks what was not measured. The attributes hold every setting.
+        prompt, draw``. Under grouped-query attention keys and values have ``kv_head`` in place of
+        ``head``; neurons have ``neuron``. Coordinates give the ``text`` of prompts that are kept
+        and the ``token`` at a numbered position, where all prompts share it, so that
+        ``fx.to_dataframe()`` is a tidy table. NaN marks what was not measured. The attributes hold
+        every setting.
 
     Raises:
         PatchlibError: for settings that make no sense, positions and sites that the task does not
-            have, a model in training mode, hooks that did not fire, an engine that cannot run the
-            model, a memory budget that is too small for one row, and a checkpoint made with other
-            settings.
+            have, a model in training mode, hooks that did not fire, logits that are NaN, an
+            engine that cannot run the model, a memory budget that is too small for one row, and a
+            checkpoint made with other settings.
 
     Example:
         >>> import patchlib as pl
@@ -123,40 +142,164 @@ def patch(
         >>> fx = pl.patch(model, pairs, component="mlp", corruption=pl.STR("S2"), progress=False)
         >>> dict(fx.effect.sizes)
         {'metric': 3, 'layer': 8}
+        >>> some = pl.patch(model, pairs, heads=["3.1", "5.0"], corruption=pl.STR("S2"),
+        ...                 progress=False)
+        >>> int(some.effect.sel(metric="kl").notnull().sum())
+        2
     """
-    _require_sense(model, pairs, corruption)
-    chosen_metrics = metric_definitions.choose(metrics)
-    if direction not in ("denoise", "noise"):
-        raise PatchlibError(f"direction={direction!r}: allowed are 'denoise' and 'noise'")
-    limits = Limits.of(model, batch_size, memory_budget)
     # Numpy's numbers become Python's own, which a checkpoint can write down.
     width: int | list[int] = np.asarray(window).tolist()
     ahead: int | list[int | None] | None = np.asarray(before).tolist()
-    frame = _frame(model, pairs, component, width, ahead, positions)
-    engine = _choose_engine(engine, model, pairs, corruption)
-    settings: dict[str, object] = {
+    _require_sense(model, pairs, corruption)
+    frame = frames.of_component(model, pairs, component, layers, heads, width, ahead, positions)
+    some = {"layers": ", ".join(map(str, frame.coordinates["layer"]))} if layers is not None else {}
+    some |= {"heads": ", ".join(map(str, heads))} if heads is not None else {}
+    return _patch(
+        model,
+        pairs,
+        frame,
+        corruption,
+        metrics,
+        {
+            "component": component,
+            **some,
+            "window": ", ".join(map(str, width)) if isinstance(width, list) else width,
+            "window_before": frame.before,
+        },
+        positions,
+        direction,
+        source,
+        keep_prompts,
+        keep_draws,
+        engine,
+        Limits.of(model, batch_size, memory_budget),
+        checkpoint,
+        progress,
+    )
+
+
+def patch_together(
+    model: TransformerBridge,
+    pairs: PromptPairs,
+    parts: Iterable[object],
+    *,
+    corruption: Corruption,
+    activation: str = "z",
+    metrics: Metrics = ("logit_diff", "prob", "kl"),
+    positions: str | int | Sequence[str | int] = "all",
+    direction: str = "denoise",
+    source: Source | None = None,
+    keep_prompts: bool = False,
+    keep_draws: bool = False,
+    batch_size: int | str = "auto",
+    memory_budget: float | None = None,
+    progress: bool | Callable[[int, int], object] = False,
+) -> xr.Dataset:
+    """Restores several components at once, in any mixture (Section 3.2).
+
+    Args:
+        model: the model, in evaluation mode.
+        pairs: the prompts.
+        parts: what is restored: heads as ``"4.6"`` or (layer, head), and every component of
+            `patch` by its name and layer, such as ``"mlp3"``, ``"q4.6"``, ``"resid5"``.
+        corruption: as in `patch`.
+        activation: which activation of heads without a component's name: ``"z"``, ``"q"``,
+            ``"k"``, ``"v"`` or ``"pattern"``. Under grouped-query attention a head's key and value
+            are those of its group, so that they are restored for all heads of the group.
+        metrics: as in `patch`.
+        positions: as in `patch`.
+        direction: as in `patch`.
+        source: as in `patch`.
+        keep_prompts: as in `patch`.
+        keep_draws: as in `patch`.
+        batch_size: as in `patch`.
+        memory_budget: as in `patch`.
+        progress: as in `patch`.
+
+    Returns:
+        A dataset as `patch` gives it, over the dimension ``metric`` and, as asked for,
+        ``position, prompt, draw``.
+
+    Raises:
+        PatchlibError: where nothing is given, or a part that the model does not have, and as
+            `patch` does.
+
+    Example:
+        >>> import patchlib as pl
+        >>> model = pl.load_model("mini")
+        >>> pairs = pl.tasks.ioi(model, n=8)
+        >>> fx = pl.patch_together(model, pairs, ["0.0", "1.2", "mlp3"], corruption=pl.STR("S2"))
+        >>> fx.effect.dims, fx.attrs["parts"]
+        (('metric',), 'z0.0, z1.2, mlp_out3')
+    """
+    _require_sense(model, pairs, corruption)
+    chosen = parts_of(model, parts, activation)
+    return _patch(
+        model,
+        pairs,
+        frames.of_parts(model, pairs, chosen, positions),
+        corruption,
+        metrics,
+        {"parts": ", ".join(map(str, chosen))},
+        positions,
+        direction,
+        source,
+        keep_prompts,
+        keep_draws,
+        "hooks",
+        Limits.of(model, batch_size, memory_budget),
+        None,
+        progress,
+    )
+
+
+def _patch(
+    model: TransformerBridge,
+    pairs: PromptPairs,
+    frame: Frame,
+    corruption: Corruption,
+    metrics: Metrics,
+    what: dict[str, Any],
+    positions: str | int | Sequence[str | int],
+    direction: str,
+    source: Source | None,
+    keep_prompts: bool,
+    keep_draws: bool,
+    engine: str,
+    limits: Limits,
+    checkpoint: str | os.PathLike[str] | None,
+    progress: bool | Callable[[int, int], object],
+) -> xr.Dataset:
+    """What `patch` and `patch_together` have in common."""
+    chosen_metrics = metric_definitions.choose(metrics)
+    if direction not in ("denoise", "noise"):
+        raise PatchlibError(f"direction={direction!r}: allowed are 'denoise' and 'noise'")
+    engine = _choose_engine(engine, model, pairs, corruption, frame)
+    one_place = isinstance(positions, str | int)
+    settings: dict[str, Any] = {
         **describe(model),
-        "task": pairs.task,
-        "task_settings": json.dumps(pairs.settings, sort_keys=True),
-        "n_prompts": len(pairs),
+        **pairs.describe(),
         **corruption.describe(),
-        "component": component,
-        "window": ", ".join(map(str, width)) if isinstance(width, list) else width,
-        "window_before": frame.before,
-        "positions": positions if isinstance(positions, str) else ", ".join(positions),
+        **what,
+        "positions": positions if one_place else ", ".join(map(str, positions)),  # type: ignore
         "direction": direction,
+        **sources.describe(source, direction),
         "engine": engine,
     }
+    own = [metric for metric in chosen_metrics if metric not in metric_definitions.METRICS.values()]
+    if own:
+        settings["own_metrics"] = ", ".join(f"{m.name} ({fingerprint(m.value)})" for m in own)
+    if type(corruption).__module__ != Corruption.__module__:
+        settings["own_corruption"] = fingerprint(type(corruption))
     finished = None
     if checkpoint is not None:
         names = ", ".join(metric.name for metric in chosen_metrics)
-        finished = Checkpoint(
-            checkpoint, settings | {"metrics": names} | fingerprints(model, pairs)
-        )
-    total, done = corruption.draws * len(pairs) * frame.n_cells, 0
+        finished = Checkpoint(checkpoint, settings | {"metrics": names} | fingerprints(model))
+    draws = whole("draws", corruption.draws, 1)
+    total, done = draws * len(pairs) * int(frame.asked.sum()), 0
     bar = tqdm(
         total=total,
-        desc=f"patching {component}",
+        desc=f"patching {what.get('component', 'together')}",
         unit="row",
         disable=callable(progress) or not progress,
         leave=False,
@@ -170,196 +313,63 @@ def patch(
             progress(done, total)
 
     sweep = _Sweep(
-        model, pairs, corruption, frame, chosen_metrics, direction, engine, limits, finished
+        model, pairs, corruption, frame, chosen_metrics, direction, source, engine, limits, finished
     )
     with bar:
         data = sweep.run(advance)
-    if not keep_prompts:
-        data = data.mean("prompt", skipna=True)
-    if not keep_draws:
-        one = xr.full_like(data.effect.isel(draw=0, drop=True), np.nan)
-        spread = data.effect.std("draw", ddof=1) if corruption.draws > 1 else one
-        data = data.mean("draw")
-        data["effect_sd"] = spread
-    if isinstance(positions, str) and positions not in ("all", "each"):
+    data = results.average(data, frame, pairs.texts, keep_prompts, keep_draws)
+    if one_place and positions not in ("all", "each"):
         data = data.assign_coords(position=positions)
     data.attrs = {
         **settings,
         "patchlib": version("patchlib"),
         "torch": version("torch"),
         "transformer_lens": version("transformer-lens"),
+        "transformers": version("transformers"),
     }
     return data
-
-
-def patch_together(
-    model: TransformerBridge,
-    pairs: PromptPairs,
-    heads: Sequence[tuple[int, int]],
-    *,
-    corruption: Corruption,
-    activation: str = "z",
-    metrics: Sequence[str] = ("logit_diff", "prob", "kl"),
-    batch_size: int | str = "auto",
-) -> xr.Dataset:
-    """Restores one activation of several heads at once, at all positions (Section 3.2).
-
-    Args:
-        model: the model, in evaluation mode.
-        pairs: the prompts.
-        heads: the heads as (layer, head).
-        corruption: `STR` or `GN`.
-        activation: which activation of the heads: ``"z"``, ``"q"``, ``"k"`` or ``"v"``.
-        metrics: names of metrics.
-        batch_size: as in `patch`.
-
-    Returns:
-        A dataset with ``effect``, ``patched``, ``clean`` and ``corrupted`` as in `patch`, over
-        the dimension ``metric`` alone.
-
-    Raises:
-        PatchlibError: where no head is given, or one that the model does not have.
-
-    Example:
-        >>> import patchlib as pl
-        >>> model = pl.load_model("mini")
-        >>> pairs = pl.tasks.ioi(model, n=8)
-        >>> fx = pl.patch_together(model, pairs, [(0, 0), (1, 2)], corruption=pl.STR("S2"))
-        >>> tuple(fx.effect.dims)
-        ('metric',)
-    """
-    _require_sense(model, pairs, corruption)
-    cell = heads_cell(model, heads, activation)
-    chosen_metrics = metric_definitions.choose(metrics)
-    limits = Limits.of(model, batch_size, None)
-    frame = _Frame({"set": ["all"]}, 0, lambda group: [cell])
-    sweep = _Sweep(model, pairs, corruption, frame, chosen_metrics, "denoise", "hooks", limits)
-    data = sweep.run()
-    return data.mean(("prompt", "draw")).squeeze("set", drop=True)
 
 
 def _require_sense(model: TransformerBridge, pairs: PromptPairs, corruption: Corruption) -> None:
     if not len(pairs):
         raise PatchlibError("there are no prompts: give at least one")
-    if not isinstance(corruption, STR | GN):
+    if not isinstance(corruption, Corruption):
         raise PatchlibError(
-            f"corruption={corruption!r}: give pl.STR(site) or pl.GN(site), for example pl.STR('S2')"
+            f"corruption={corruption!r}: give pl.STR(site), pl.GN(site) or a pl.Corruption of your "
+            "own, for example pl.STR('S2')"
         )
     require_evaluation(model)
 
 
-@dataclass(frozen=True)
-class _Frame:
-    """The cells of a sweep: their coordinates, and how to make them for prompts of one length."""
-
-    coordinates: Mapping[str, Sequence[int | str]]
-    before: int | str
-    cells: Callable[[PromptPairs], list[Cell]]
-
-    @property
-    def n_cells(self) -> int:
-        """How many cells there are."""
-        return int(np.prod([len(values) for values in self.coordinates.values()]))
-
-
-def _frame(
+def _choose_engine(
+    engine: str,
     model: TransformerBridge,
     pairs: PromptPairs,
-    component: str,
-    window: int | list[int],
-    before: int | list[int | None] | None,
-    positions: str | Sequence[str],
-) -> _Frame:
-    if component not in COMPONENTS:
-        raise PatchlibError(f"component={component!r}: allowed are {', '.join(COMPONENTS)}")
-    if not positions:
-        raise PatchlibError(
-            f"positions={positions!r}: give 'all', 'each', a named position or a list of names"
-        )
-    n_layers = model.cfg.n_layers
-    windows = window if isinstance(window, list) else [window]
-    befores = before if isinstance(before, list) else [before] * len(windows)
-    if not windows or len(befores) != len(windows):
-        raise PatchlibError(
-            f"window={window}, before={before}: give at least one window, and as many values of "
-            "before= as windows"
-        )
-    reach = [(w, layers_before(w, b, n_layers)) for w, b in zip(windows, befores, strict=True)]
-    if component == "head" and windows != [1]:
-        raise PatchlibError(
-            f"window={window} with component='head': heads of different layers have nothing in "
-            "common; use window=1, or component 'mlp', 'attn' or 'resid'"
-        )
-    lengths = sorted({len(prompt.clean) for prompt in pairs.prompts})
-    if positions == "each" and len(lengths) > 1:
-        raise PatchlibError(
-            f"positions='each' needs prompts of one length, and these have {lengths} tokens: "
-            "patch each group of pairs.by_length(), or give named positions"
-        )
-    heads = range(model.cfg.n_heads) if component == "head" else (None,)
-    coordinates: dict[str, Sequence[int | str]] = {}
-    if isinstance(window, list):
-        coordinates["window"] = windows
-    coordinates["layer"] = range(n_layers)
-    if component == "head":
-        coordinates["head"] = range(model.cfg.n_heads)
-    if positions == "each":
-        coordinates["position"] = range(lengths[0])
-    elif not isinstance(positions, str):
-        coordinates["position"] = list(positions)
-
-    def places(group: PromptPairs) -> Iterator[Where | None]:
-        if positions == "all":
-            yield None
-        elif positions == "each":
-            for position in range(lengths[0]):
-                yield [(position,)] * len(group)
-        else:
-            for name in [positions] if isinstance(positions, str) else positions:
-                yield group.at(name)
-
-    def cells(group: PromptPairs) -> list[Cell]:
-        activation, wheres = COMPONENTS[component], list(places(group))
-        return [
-            Cell(
-                activation,
-                tuple((near, head) for near in layers_around(layer, *span, n_layers)),
-                where,
-            )
-            for span in reach
-            for layer in range(n_layers)
-            for head in heads
-            for where in wheres
-        ]
-
-    taken = [before for _, before in reach]
-    return _Frame(
-        coordinates, ", ".join(map(str, taken)) if isinstance(window, list) else taken[0], cells
-    )
-
-
-def _choose_engine(
-    engine: str, model: TransformerBridge, pairs: PromptPairs, corruption: Corruption
+    corruption: Corruption,
+    frame: Frame,
 ) -> str:
     """The engine that will run, after a look at the model and a comparison on its own prompts."""
     if engine not in ("auto", *ENGINES):
         raise PatchlibError(
             f"engine={engine!r}: allowed are 'auto', {', '.join(map(repr, ENGINES))}"
         )
-    if engine == "hooks":
-        return engine
-    problem = architectures.obstacle(model)
-    if problem is None:
-        _, group = next(pairs.by_length())
-        problem = fast_engine.disagreement(model, *two_runs(model, group[:1], corruption, 0))
-    if problem is None:
-        return "fast"
-    if engine == "fast":
-        raise PatchlibError(f"engine='fast' cannot run this model: {problem}; use engine='hooks'")
-    message = f"patching with hooks, which takes longer: {problem}"
-    if message not in _told:
-        _told.add(message)
-        warnings.warn(message, stacklevel=3)
+    _, group = next(pairs.by_length())
+    runs = two_runs(model, group[:1], corruption, 0)
+    if engine != "hooks":
+        found = (architectures.obstacle(model, activation) for activation in frame.activations)
+        problem = next(filter(None, found), None) or fast_engine.disagreement(model, *runs)
+        if problem is None:
+            return "fast"
+        if engine == "fast":
+            raise PatchlibError(
+                f"engine='fast' cannot run this model: {problem}; use engine='hooks'"
+            )
+        message = f"patching with hooks, which takes longer: {problem}"
+        if message not in _told:
+            _told.add(message)
+            warnings.warn(message, stacklevel=4)
+    for activation in frame.activations:
+        hook_engine.require_effect(model, runs[0], activation)
     return "hooks"
 
 
@@ -373,9 +383,10 @@ class _Sweep:
     model: TransformerBridge
     pairs: PromptPairs
     corruption: Corruption
-    frame: _Frame
-    metrics: Sequence[metric_definitions.Metric]
+    frame: Frame
+    metrics: Sequence[Metric]
     direction: str
+    source: Source | None
     engine: str
     limits: Limits
     checkpoint: Checkpoint | None = None
@@ -384,17 +395,19 @@ class _Sweep:
         """The numbers, labelled; ``advance`` is called with the number of rows done."""
         # An instance is one prompt under one draw of the noise.
         shape = (len(self.metrics), len(self.pairs), self.corruption.draws)
-        patched = np.full((*shape, self.frame.n_cells), np.nan)
+        patched = np.full((*shape, len(self.frame.asked)), np.nan)
         unpatched = np.full((2, *shape), np.nan)
-        done = np.zeros(patched.shape[1:], dtype=bool)
+        done = np.broadcast_to(~self.frame.asked, patched.shape[1:]).copy()
 
         def enter(piece: xr.Dataset) -> None:
             at = piece["prompt"].values, piece["draw"].values
             unpatched[:, :, at[0], at[1]] = piece["unpatched"].values
             rectangle = at[0][:, None], at[1][:, None], piece["cell"].values
             patched[(slice(None), *rectangle)] = piece["patched"].values
+            # What several processes kept of one cell counts once.
+            new = int((~done[rectangle]).sum())
             done[rectangle] = True
-            advance(piece["patched"].sizes["instance"] * piece["patched"].sizes["cell"])
+            advance(new)
 
         for piece in self.checkpoint.pieces() if self.checkpoint is not None else ():
             enter(piece)
@@ -402,12 +415,11 @@ class _Sweep:
             if self.checkpoint is not None:
                 self.checkpoint.save(piece)
             enter(piece)
-        return _dataset(
+        return results.label(
             self.metrics,
             patched.swapaxes(1, 2),
-            unpatched[0].swapaxes(1, 2),
-            unpatched[1].swapaxes(1, 2),
-            self.frame.coordinates,
+            unpatched.swapaxes(2, 3),
+            self.frame,
             self.direction,
         )
 
@@ -446,15 +458,15 @@ class _Sweep:
         if self.direction == "noise":
             source, destination = corrupted, source
         cells = self.frame.cells(prompts)
+        chosen = [cells[number] for number in numbers]
+        taken: Taken | None = None
+        if self.source is not None:
+            rows = [index[row] for row, _ in instances]
+            keep, budget = hook_engine.names_of(chosen), self.limits.memory
+            taken = sources.taken(self.model, self.pairs, rows, self.source, keep, budget)
         sweep = ENGINES[self.engine]
         for piece in sweep(
-            self.model,
-            prompts,
-            source,
-            destination,
-            [cells[number] for number in numbers],
-            self.metrics,
-            self.limits,
+            self.model, prompts, source, destination, chosen, self.metrics, self.limits, taken
         ):
             names = [(index[instances[i][0]], instances[i][1]) for i in piece.prompts]
             yield xr.Dataset(
@@ -479,35 +491,3 @@ class _Sweep:
                     noise = torch.empty(len(prompts), *corrupted.noise.shape[1:])
                 noise[rows] = corrupted.noise
         return Run(prompts.clean_tokens), Run(self.corruption.tokens(prompts), noise)
-
-
-def _dataset(
-    metrics: Sequence[metric_definitions.Metric],
-    patched: Float[np.ndarray, "metric draw prompt cell"],
-    source: Float[np.ndarray, "metric draw prompt"],
-    destination: Float[np.ndarray, "metric draw prompt"],
-    coordinates: Mapping[str, Sequence[int | str]],
-    direction: str,
-) -> xr.Dataset:
-    """Labels the numbers and works out the effects."""
-    baseline = ("metric", "draw", "prompt")
-    shape = (*patched.shape[:3], *map(len, coordinates.values()))
-    data = xr.Dataset(
-        {
-            "patched": ((*baseline, *coordinates), patched.reshape(shape)),
-            "clean": (baseline, source if direction == "denoise" else destination),
-            "corrupted": (baseline, destination if direction == "denoise" else source),
-        },
-        coords={"metric": [metric.name for metric in metrics]}
-        | {name: list(values) for name, values in coordinates.items()},
-    )
-    there = data.clean if direction == "denoise" else data.corrupted
-    here = data.corrupted if direction == "denoise" else data.clean
-    sign = xr.DataArray([metric.sign for metric in metrics], dims="metric")
-    normalized = xr.DataArray([metric.normalized for metric in metrics], dims="metric")
-    # The mean over prompts keeps single prompts with a tiny difference from blowing up.
-    distance = (there - here).mean("prompt")
-    distance = distance.where(distance != 0)
-    change = sign * (data.patched - here)
-    data["effect"] = change / xr.where(normalized, distance, 1.0)
-    return data[["effect", "patched", "clean", "corrupted"]]

@@ -71,19 +71,23 @@ class _Fired:
     """Counts how often each hook of a pass fired: every one must fire exactly once."""
 
     def __init__(self) -> None:
-        self.times: dict[str, int] = {}
+        self.times: list[int] = []
+        self.names: list[str] = []
 
     def watch(self, name: str, function: Callable[[Tensor], Tensor | None]) -> Hook:
-        self.times[name] = 0
+        number = len(self.names)
+        self.names.append(name)
+        self.times.append(0)
 
         def hook(activation: Tensor, hook: object) -> Tensor | None:
-            self.times[name] += 1
+            self.times[number] += 1
             return function(activation)
 
         return name, hook
 
     def check(self) -> None:
-        wrong = {name: times for name, times in self.times.items() if times != 1}
+        both = zip(self.names, self.times, strict=True)
+        wrong = {name: times for name, times in both if times != 1}
         if wrong:
             raise PatchlibError(
                 f"hooks must fire once in a pass, and these did not: {wrong}. The model has no "
@@ -103,7 +107,7 @@ def run_with_edits(
         model: the model.
         run: tokens and noise.
         edits: pairs of a hook's full name and a function that returns the activation to go on
-            with.
+            with; several edits of one activation follow each other.
         keep: full names of activations to return, as they are after all edits.
 
     Returns:
@@ -119,18 +123,16 @@ def run_with_edits(
     if run.noise is not None:
         noise = run.noise.to(model.cfg.device)
         hooks.append(fired.watch("hook_embed", lambda embed: embed + noise.to(embed.dtype)))
-    for name, edit in edits:
-        hooks.append(fired.watch(name, edit))
-    # Hooks on one point run in the order given, so a kept activation includes its edit.
-    keepers = _Fired()
+    hooks += [fired.watch(name, edit) for name, edit in edits]
+    # Hooks on one point run in the order given, so a kept activation includes its edits.
     for name in keep:
 
         def store(activation: Tensor, name: str = name) -> None:
             kept[name] = activation
 
-        hooks.append(keepers.watch(name, store))
+        hooks.append(fired.watch(name, store))
     known = model.hook_dict
-    for name in (*fired.times, *keepers.times):
+    for name in fired.names:
         if name not in known:
             raise PatchlibError(
                 f"this model has no activation {name!r}; model.hook_dict lists those it has"
@@ -138,7 +140,6 @@ def run_with_edits(
     with _ONE_AT_A_TIME, torch.no_grad():
         logits = model.run_with_hooks(run.tokens.to(model.cfg.device), fwd_hooks=hooks)
     fired.check()
-    keepers.check()
     return logits[:, -1], kept
 
 
@@ -157,9 +158,21 @@ def require_evaluation(model: TransformerBridge) -> None:
 def two_runs(
     model: TransformerBridge, pairs: PromptPairs, corruption: Corruption, draw: int
 ) -> tuple[Run, Run]:
-    """The clean and the corrupted run of prompts of one length."""
-    corrupted = corruption.tokens(pairs)
-    return Run(pairs.clean_tokens), Run(corrupted, corruption.noise(model, pairs, draw))
+    """The clean and the corrupted run of prompts of one length.
+
+    Raises:
+        PatchlibError: for a corruption whose tokens or noise have another shape than the prompts.
+    """
+    clean = pairs.clean_tokens
+    tokens, noise = corruption.tokens(pairs), corruption.noise(model, pairs, draw)
+    wanted = (*clean.shape, model.cfg.d_model)
+    if tokens.shape != clean.shape or (noise is not None and noise.shape != wanted):
+        given = "none" if noise is None else tuple(noise.shape)
+        raise PatchlibError(
+            f"{corruption} gave tokens of shape {tuple(tokens.shape)} and noise of shape {given}: "
+            f"these prompts need {tuple(clean.shape)} and {wanted}"
+        )
+    return Run(clean), Run(tokens, noise)
 
 
 def row_bytes(model: TransformerBridge, length: int) -> int:
