@@ -6,6 +6,7 @@ import argparse
 import os
 import shutil
 import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -110,12 +111,12 @@ def run(path: Path, write: bool) -> float:
         cell.metadata.pop("execution", None)
     notebook.metadata.pop("language_info", None)
     page = BUILD / "pages" / f"{path.stem}.html"
-    page.parent.mkdir(parents=True, exist_ok=True)
     # The page stands alone: no script from elsewhere.
     exporter = HTMLExporter(mathjax_url="", require_js_url="", jquery_url="")
-    page.write_text(exporter.from_notebook_node(notebook)[0], encoding="utf-8")
+    text = exporter.from_notebook_node(notebook)[0]
+    write_whole(page, lambda part: part.write_text(text, encoding="utf-8"))
     if write:
-        nbformat.write(notebook, path)
+        write_whole(path, partial(nbformat.write, notebook))
     return seconds
 
 

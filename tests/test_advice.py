@@ -1,11 +1,12 @@
 """Each caution where there is reason for it, with its numbers, and none where there is none."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import xarray as xr
 
 import patchlib as pl
-from patchlib import tasks
 from patchlib.paper import advice
 
 SOUND = {"prob": (0.9, 0.5), "logit_diff": (6.0, -2.0), "kl": (0.0, 2.0)}
@@ -39,6 +40,7 @@ def result(
         attrs={
             "model": "m",
             "task": "ioi",
+            "replacements": "S2, S1, IO, S1+IO, ABC",
             "n_prompts": n,
             "corruption": corruption,
             "site": site,
@@ -106,8 +108,16 @@ def test_the_floor_of_probability():
     some = SOUND | {"prob": (0.9, 0.45)}
     assert "there is little room" in only(*sound(baselines=some, layers=layers))[1]
     assert pl.advise(*sound(baselines=SOUND | {"prob": (0.9, 0.7)}, layers=layers)).empty
-    # When noising, the clean run is what is patched, and it has room.
-    assert pl.advise(*sound(layers=layers, direction="noise")).empty
+
+
+def test_the_ceiling_of_probability_when_noising():
+    """Patched is the clean run, where a negative effect raises P(r), at most to 1."""
+    layers = {"prob": [0.0] * 7 + [-0.5]}
+    caution, because = only(*sound(layers=layers, direction="noise"))
+    assert caution == "probability cannot show negative effects"
+    assert "P(r) of the clean run is 0.9, so no effect is below -0.1" in because
+    low = SOUND | {"prob": (0.35, 0.1)}
+    assert pl.advise(*sound(baselines=low, layers=layers, direction="noise")).empty
 
 
 def test_a_corruption_that_does_little():
@@ -194,10 +204,19 @@ def test_results_with_draws_heads_and_windows_are_read(mini):
         assert not pl.advise(fx.sel(metric="prob")).empty
 
 
-def test_the_replacements_are_those_of_the_tasks(mini):
-    for task, sites in advice.REPLACEMENTS.items():
-        pairs = getattr(tasks, task)(mini, n=1)
-        assert sorted(pairs.prompts[0].corrupted) == sorted(sites)
+def test_the_replacements_are_those_of_the_prompts(mini):
+    """Of any task, also one of your own."""
+    pairs = dataclasses.replace(pl.tasks.ioi(mini, n=4), task="mine")
+    fx = pl.patch(mini, pairs, "mlp", corruption=pl.GN("S1"), progress=False)
+    found = pl.advise(fx).set_index("caution").because
+    assert found["GN where tokens can be replaced"].endswith("mine has a replacement at S1")
+    assert found["one choice of corrupted tokens"].endswith("mine also has S2, IO, S1+IO, ABC")
+    prompts = [dataclasses.replace(prompt, corrupted={}) for prompt in pairs.prompts]
+    none = dataclasses.replace(pairs, prompts=tuple(prompts))
+    fx = pl.patch(mini, none, "mlp", corruption=pl.GN("S1"), progress=False)
+    found = pl.advise(fx).set_index("caution").because
+    assert "GN where tokens can be replaced" not in found
+    assert found["one choice of corrupted tokens"] == "the only experiment corrupts S1"
 
 
 def test_what_is_no_study_is_refused():

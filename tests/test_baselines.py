@@ -33,13 +33,13 @@ def test_without_a_corruption_there_is_one_run(mini):
 
 def test_wrong_answers_are_dropped_and_counted(mini):
     """Two of the prompts are given answers that the model does not expect."""
-    pairs = pl.answered(mini, pl.tasks.arithmetic(mini, n=6))
+    pairs = pl.keep_answered(mini, pl.tasks.arithmetic(mini, n=6))
     assert len(pairs) >= 4
     prompts = list(pairs.prompts)
     for row in (0, 3):
         prompts[row] = dataclasses.replace(prompts[row], answers=prompts[row].wrong_answers)
     spoilt = dataclasses.replace(pairs, prompts=tuple(prompts))
-    kept = pl.answered(mini, spoilt)
+    kept = pl.keep_answered(mini, spoilt)
     assert kept.settings["dropped"] == 2
     assert kept.texts == [text for row, text in enumerate(pairs.texts) if row not in (0, 3)]
     with torch.no_grad():
@@ -48,7 +48,7 @@ def test_wrong_answers_are_dropped_and_counted(mini):
             assert torch.equal(top, group.answers)
     none = dataclasses.replace(spoilt, prompts=(prompts[0], prompts[3]))
     with pytest.raises(pl.PatchlibError, match="answers none of these 2 prompts"):
-        pl.answered(mini, none)
+        pl.keep_answered(mini, none)
 
 
 def test_the_other_answer(mini):

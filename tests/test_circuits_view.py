@@ -111,15 +111,15 @@ def test_the_text_of_a_plot_is_the_same_in_every_run() -> None:
     [
         (lambda p: AttentionHeads(p[0], TOKENS, NAMES), ["(4, 4)", "(head, dest, src)", "None"]),
         (lambda p: AttentionHeads(p[:0], TOKENS, []), ["(0, 4, 4)", "at least one"]),
-        (lambda p: AttentionHeads(p, TOKENS[1:], NAMES), ["4 destinations", "3 tokens", "start"]),
-        (lambda p: AttentionHeads(p[:, :2], TOKENS, NAMES), ["2 destinations", "4 sources"]),
-        (lambda p: AttentionHeads(p, TOKENS, NAMES[:1]), ["2 heads", "1 entries"]),
+        (lambda p: AttentionHeads(p, TOKENS[1:], NAMES), ["'L0H1'", "3 tokens", "4 pos", "start"]),
+        (lambda p: AttentionHeads(p[:, :2], TOKENS, NAMES), ["(2, 2, 4)", "as many sources"]),
+        (lambda p: AttentionHeads(p, TOKENS, NAMES[:1]), ["2 patterns", "1 names"]),
         (lambda p: AttentionHeads(p.log(), TOKENS, NAMES), ["infinite", "softmax"]),
-        (lambda p: AttentionHeads(p, TOKENS, NAMES, height=0), ["height is 0", "420"]),
         (lambda p: attention(p[0], TOKENS, NAMES), ["(4, 4)", "torch.stack"]),
-        (lambda p: attention(p, TOKENS, NAMES[:1]), ["2 panels", "1 entries"]),
-        (lambda p: attention(p, [TOKENS], NAMES), ["2 panels", "1 panels"]),
+        (lambda p: attention(p, TOKENS, NAMES[:1]), ["2 patterns", "1 names"]),
+        (lambda p: attention(p, [TOKENS], NAMES), ["2 patterns", "tokens of 1;"]),
         (lambda p: attention(p, TOKENS[1:], NAMES), ["'L0H1'", "3 tokens"]),
+        (lambda p: attention(p.log(), TOKENS, NAMES), ["infinite", "softmax"]),
         (lambda p: attention(p - 1, TOKENS, NAMES), ["from -", "0 to 1", "softmax"]),
         (lambda p: attention(p, TOKENS, NAMES, {"END": 4}), ["'END'", "0 to 3"]),
     ],
@@ -131,6 +131,13 @@ def test_what_cannot_be_drawn_is_refused(
         call(some_patterns())
     assert [word for word in words if word not in str(refusal.value)] == []
     assert "allowed" in str(refusal.value)
+
+
+def test_a_height_is_a_whole_number_of_pixels() -> None:
+    for height in (0, 1.5, True, "400"):
+        with pytest.raises(PatchlibError, match=f"height={height!r}: give a whole number"):
+            AttentionHeads(some_patterns(), TOKENS, NAMES, height=height)
+    assert AttentionHeads(some_patterns(), TOKENS, NAMES, height=np.int64(300)).height == 300
 
 
 def tick_labels(figure: Figure, panel: int) -> tuple[list[str], list[str]]:

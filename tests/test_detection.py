@@ -65,7 +65,7 @@ def test_layers_are_no_heads():
     layers = effects().isel(head=0, drop=True).sel(position=["b"])
     found = pl.detect(layers, sd=1)
     assert found.heads.iloc[0] == ["0"]
-    with pytest.raises(pl.PatchlibError, match="layers, not heads: 0"):
+    with pytest.raises(pl.PatchlibError, match="layers, .* or neurons: 0"):
         pl.heads_of(found, "kl")
 
 

@@ -31,7 +31,7 @@ def test_a_layer_that_was_not_measured_spoils_its_windows():
 
 
 def test_windows_that_make_no_sense():
-    with pytest.raises(pl.PatchlibError, match="window=7: with 6 layers 1 to 6"):
+    with pytest.raises(pl.PatchlibError, match="window=7: give a whole number from 1 to 6"):
         pl.sum_windows(single(), 7)
     with pytest.raises(pl.PatchlibError, match="window=2 is even"):
         pl.sum_windows(single(), 2)

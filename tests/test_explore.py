@@ -16,7 +16,7 @@ from patchlib.show.picture import png_of
 from patchlib.sweep.metrics import METRICS
 
 # `pl.explore` is the function; the module of that name is asked for by its full name.
-module = importlib.import_module("patchlib.explore")
+module = importlib.import_module("patchlib.show.explorer")
 explore, Explorer = module.explore, module.Explorer
 ALL_METRICS = list(METRICS)
 

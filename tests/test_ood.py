@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import patchlib as pl
 
 # `pl.ood` is the function; the module of that name is asked for by its full name.
-module = importlib.import_module("patchlib.ood")
+module = importlib.import_module("patchlib.measure.distance")
 distance, ledoit_wolf = module.distance, module.ledoit_wolf
 
 

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 
 from patchlib.errors import PatchlibError
+from patchlib.heads import Heads
+from patchlib.sweep.cells import UNITS
+
+# What stands before the layer in the name of a unit that is no head.
+_PREFIX = {"kv_head": "kv", "neuron": "neuron"}
 
 
-def detect(fx: xr.Dataset, sd: float = 2.0, shared: Sequence[str] = ()) -> pd.DataFrame:
+def detect(fx: xr.Dataset, sd: float = 2.0, shared: str | Sequence[str] = ()) -> pd.DataFrame:
     """Lists the heads, or layers, whose effect is beyond mean ± sd standard deviations.
 
     Mean and standard deviation are taken over all cells of one metric, in each draw and at each
@@ -24,12 +31,14 @@ def detect(fx: xr.Dataset, sd: float = 2.0, shared: Sequence[str] = ()) -> pd.Da
 
     Returns:
         One row for each metric and sign: ``metric``, ``sign`` (``"positive"`` or ``"negative"``),
-        ``heads`` (``"layer.head"``, or ``"layer"`` where whole layers were patched, strongest
-        first), ``threshold``; with the columns ``draw`` and ``position`` where the result has them.
+        ``heads`` (strongest first, ``"layer.head"``; ``"layer"`` where whole layers were patched,
+        ``"kv5.1"`` for a key/value head that several heads share, ``"neuron5.17"``),
+        ``threshold``; with the columns ``draw`` and ``position`` where the result has them.
 
     Raises:
-        PatchlibError: where the result holds values per prompt or lacks the dimension ``metric``,
-            and for ``shared`` dimensions that it does not have.
+        PatchlibError: where the result holds values per prompt or lacks the dimension ``metric``
+            or ``layer``, for ``shared`` dimensions that it does not have, and for an ``sd`` that
+            is no number of at least 0.
 
     Example:
         >>> import patchlib as pl
@@ -44,20 +53,23 @@ def detect(fx: xr.Dataset, sd: float = 2.0, shared: Sequence[str] = ()) -> pd.Da
             "this result holds values per prompt and detection needs their mean: "
             "pass fx.mean('prompt', keep_attrs=True)"
         )
-    if "metric" not in fx.dims:
+    for dim, some in (("metric", "['kl']"), ("layer", "[5]")):
+        if dim not in fx.effect.dims:
+            raise PatchlibError(
+                f"this result has no dimension {dim!r}: give one of pl.patch, and select with a "
+                f"list, as in fx.sel({dim}={some})"
+            )
+    if isinstance(sd, bool) or not isinstance(sd, Real) or not sd >= 0:
+        raise PatchlibError(f"sd={sd!r}: give a number of at least 0; 2 is the paper's")
+    shared = [shared] if isinstance(shared, str) else list(shared)
+    panels = [dim for dim in fx.effect.dims if dim not in ("layer", *UNITS)]
+    if not set(shared) <= set(panels) - {"metric"}:
         raise PatchlibError(
-            "this result has no dimension 'metric': select with a list, as in fx.sel(metric=['kl'])"
-        )
-    cells = [dim for dim in ("layer", "head") if dim in fx.effect.dims]
-    panels = [dim for dim in fx.effect.dims if dim not in cells]
-    unknown = sorted(set(shared) - set(panels) | set(shared) & {"metric"})
-    if unknown:
-        raise PatchlibError(
-            f"shared={list(shared)}: this result keeps apart {', '.join(panels)}, of which all but "
-            "the metric can share a threshold"
+            f"shared={shared}: this result keeps apart {', '.join(map(str, panels))}, of which all "
+            "but the metric can share a threshold"
         )
     rows = []
-    stacked = fx.effect.stack(panel=panels, cell=cells)
+    stacked = by_cell(fx.effect).stack(panel=panels)
     for panel in stacked.panel:
         effect = stacked.sel(panel=panel).dropna("cell")
         labels = dict(zip(panels, panel.item(), strict=True))
@@ -67,23 +79,36 @@ def detect(fx: xr.Dataset, sd: float = 2.0, shared: Sequence[str] = ()) -> pd.Da
         for sign, name in ((1, "positive"), (-1, "negative")):
             threshold = mean + sign * sd * spread
             found = effect[sign * effect > sign * threshold]
-            order = found.sortby(found, ascending=sign < 0)
-            heads = [".".join(map(str, cell)) for cell in order.cell.values]
+            order = np.argsort(-sign * found.values, kind="stable")
+            heads = found.cell.values[order].tolist()
             rows.append(labels | {"sign": name, "heads": heads, "threshold": threshold})
     columns = ["metric", *[dim for dim in panels if dim != "metric"], "sign", "heads", "threshold"]
     return pd.DataFrame(rows)[columns]
 
 
-def heads_of(found: pd.DataFrame, metric: str, sign: str = "positive") -> list[tuple[int, int]]:
-    """The detected heads of one metric and sign as (layer, head), strongest first.
+def by_cell(effect: xr.DataArray) -> xr.DataArray:
+    """Effects with heads, layers or neurons along one dimension ``cell``, named as in `detect`."""
+    cells = [dim for dim in ("layer", *UNITS) if dim in effect.dims]
+    prefix = _PREFIX.get(cells[-1], "")
+    stacked = effect.stack(cell=cells)
+    names = [prefix + ".".join(map(str, cell)) for cell in stacked.cell.values]
+    return stacked.drop_vars(["cell", *cells]).assign_coords(cell=names)
+
+
+def heads_of(found: pd.DataFrame, metric: str, sign: str = "positive") -> Heads:
+    """The detected heads of one metric and sign, strongest first.
 
     Args:
         found: a result of `detect` on heads.
         metric: the metric.
         sign: ``"positive"`` or ``"negative"``.
 
+    Returns:
+        Pairs of layer and head, which print as ``5.4, 10.7``.
+
     Raises:
-        PatchlibError: where the result has no such metric or sign, or lists layers.
+        PatchlibError: where the result has no such metric or sign, or lists layers, key/value
+            heads or neurons.
     """
     rows = found[(found.metric == metric) & (found.sign == sign)]
     if len(rows) != 1:
@@ -92,10 +117,11 @@ def heads_of(found: pd.DataFrame, metric: str, sign: str = "positive") -> list[t
             f"{', '.join(found.metric.unique())} and the signs positive, negative; with several "
             "draws or positions select one first"
         )
-    pairs = [head.split(".") for head in rows.heads.iloc[0]]
-    if any(len(pair) != 2 for pair in pairs):
+    names = rows.heads.iloc[0]
+    try:
+        return Heads(names)
+    except PatchlibError:
         raise PatchlibError(
-            f"these are layers, not heads: {', '.join(rows.heads.iloc[0])}; read them from the "
-            "column heads of what pl.detect gave"
-        )
-    return [(int(layer), int(head)) for layer, head in pairs]
+            f"these are no heads but layers, key/value heads or neurons: {', '.join(names)}; read "
+            "them from the column heads of what pl.detect gave"
+        ) from None

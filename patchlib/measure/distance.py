@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
+from numbers import Real
 
 import numpy as np
 import torch
@@ -13,14 +15,14 @@ from transformer_lens.utilities import get_act_name
 
 from patchlib.errors import PatchlibError
 from patchlib.models.loading import describe
-from patchlib.prompts.corruption import GN, STR, Corruption
+from patchlib.prompts.corruption import Corruption
 from patchlib.prompts.pairs import PromptPairs
-from patchlib.sweep.runs import Run, run_with_edits, two_runs
+from patchlib.sweep.cells import Limits
+from patchlib.sweep.metrics import require_finite
+from patchlib.sweep.runs import Run, batches, row_bytes, run_with_edits, two_runs
 
 ACTIVATIONS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 """What can be measured: one vector of the model's width for each layer and token."""
-
-_ROWS = 64
 
 Vectors = Float[np.ndarray, "layer position prompt d_model"]
 
@@ -33,29 +35,33 @@ def ood(
     activation: str = "resid_post",
     reference: PromptPairs | None = None,
     shrinkage: float | None = None,
+    memory_budget: float | None = None,
 ) -> xr.Dataset:
     """Measures the Mahalanobis distance of corrupted activations from the clean distribution.
 
     The mean and the covariance are those of clean prompts, one layer and position at a time. The
     control is the distance of clean prompts that the fit has not seen: what a corruption adds is
-    what lies above it. There are seldom more prompts than the model is wide, so that the sample
-    covariance cannot be inverted; it is drawn towards a multiple of the identity, by as much as
-    Ledoit & Wolf (2004) work out from the sample. The distance then counts directions in which
-    clean prompts do not vary, too.
+    what lies above it. Nor has the fit seen a corrupted prompt as the clean one of another pair,
+    and a prompt that is there several times counts once in it. There are seldom more prompts than
+    the model is wide, so that the sample covariance cannot be inverted; it is drawn towards a
+    multiple of the identity, by as much as Ledoit & Wolf (2004) work out from the sample. The
+    distance then counts directions in which clean prompts do not vary, too.
 
     Args:
         model: the model, in evaluation mode.
         pairs: prompts of one length.
-        corruption: `STR` or `GN`.
+        corruption: `STR`, `GN` or one of your own.
         positions: a named position, or several, each separately, that are one token in every
             prompt; where None the corruption's site, or ``"last"`` where that is not one token.
         activation: which activation of each layer; one of `ACTIVATIONS`.
-        reference: clean prompts to fit to, as long as ``pairs`` and none of them the same. Where
-            None, ``pairs`` are split in two halves, and each half is measured by what was fitted
-            to the other.
+        reference: clean prompts to fit to, as long as ``pairs`` and none of them the same, clean
+            or corrupted. Where None, ``pairs`` are split in two halves, and each half is measured
+            by what was fitted to the other. Prompts that are copies of each other, or one the
+            corrupted version of the other, are in one half.
         shrinkage: how far the covariance is drawn towards the identity, from 0 (the sample's own
             covariance, which leaves the distance as it is under any invertible affine map of the
             activations) to 1; Ledoit and Wolf's where None.
+        memory_budget: as in `patchlib.patch`; covariances come on top.
 
     Returns:
         A dataset with the variables
@@ -65,12 +71,14 @@ def ood(
         * ``shrinkage``, over ``layer``, as it was used (the mean of the two halves);
 
         all with ``position`` after ``layer`` where several were asked for. Distances are divided
-        by the mean distance of the control, so that the control is 1 on average.
+        by the mean distance of the control, so that the control is 1 on average. The attributes
+        hold every setting.
 
     Raises:
         PatchlibError: for prompts of several lengths, a reference of another length, positions of
             several tokens, an unknown activation, too few prompts, a reference that holds some of
-            the prompts, and a covariance that cannot be inverted.
+            the prompts, prompts that are all versions of each other, a covariance that cannot be
+            inverted, and a memory budget that is too small for one layer.
 
     Example:
         >>> import patchlib as pl
@@ -81,12 +89,12 @@ def ood(
         >>> bool((far.corrupted.mean() > far.clean.mean()).item())
         True
     """
-    if not isinstance(corruption, STR | GN):
+    if not isinstance(corruption, Corruption):
         raise PatchlibError(f"corruption={corruption!r}: give pl.STR(site) or pl.GN(site)")
     if activation not in ACTIVATIONS:
         raise PatchlibError(f"activation={activation!r}: allowed are {', '.join(ACTIVATIONS)}")
-    if shrinkage is not None and not 0 <= shrinkage <= 1:
-        raise PatchlibError(f"shrinkage={shrinkage}: allowed are None and numbers from 0 to 1")
+    if shrinkage is not None and not (isinstance(shrinkage, Real) and 0 <= shrinkage <= 1):
+        raise PatchlibError(f"shrinkage={shrinkage!r}: allowed are None and numbers from 0 to 1")
     _require_lengths(pairs, reference)
     if positions is None:
         positions = _site(pairs, corruption)
@@ -94,25 +102,29 @@ def ood(
     if not names:
         raise PatchlibError("positions=[]: give a named position, or None for the corrupted one")
 
-    # Which prompts are measured by what was fitted to which others.
-    rows = np.arange(len(pairs))
-    clean = _vectors(model, pairs, Run(pairs.clean_tokens), activation, names)
-    if reference is None:
-        folds = [(clean[:, :, rows % 2 != half], rows % 2 == half) for half in (0, 1)]
-    else:
-        other = _vectors(model, reference, Run(reference.clean_tokens), activation, names)
-        folds = [(other, np.ones(len(rows), dtype=bool))]
-    runs = [clean]
-    for draw in range(corruption.draws):
-        _, run = two_runs(model, pairs, corruption, draw)
-        runs.append(_vectors(model, pairs, run, activation, names))
-    everything = np.stack(runs)
-    values = np.empty(everything.shape[:-1])
-    used = np.empty((len(folds), *clean.shape[:2]))
-    for number, (fit, measured) in enumerate(folds):
-        for layer, at in np.ndindex(clean.shape[:2]):
-            values[:, layer, at, measured], used[number, layer, at] = distance(
-                everything[:, layer, at][:, measured], fit[layer, at], shrinkage
+    folds = _folds(pairs, corruption, reference)
+    n_layers, n_runs = int(model.cfg.n_layers), 1 + corruption.draws
+    values = np.empty((n_runs, n_layers, len(names), len(pairs)))
+    used = np.empty((len(folds), n_layers, len(names)))
+    at_once, left = _share(model, pairs, reference, n_runs, len(names), memory_budget)
+    for start in range(0, n_layers, at_once):
+        layers = range(n_layers)[start : start + at_once]
+        hooks = [get_act_name(activation, layer) for layer in layers]
+
+        def vectors(
+            prompts: PromptPairs, draw: int | None = None, hooks: list[str] = hooks
+        ) -> Vectors:
+            return _vectors(model, prompts, corruption, draw, hooks, names, left)
+
+        runs = [vectors(pairs, draw) for draw in (None, *range(corruption.draws))]
+        clean = runs[0] if reference is None else vectors(reference)
+        for (number, (fitted, measured)), (row, layer), place in product(
+            enumerate(folds), enumerate(layers), range(len(names))
+        ):
+            values[:, layer, place, measured], used[number, layer, place] = distance(
+                np.stack([run[row, place][measured] for run in runs]),
+                clean[row, place][fitted],
+                shrinkage,
             )
     control = values[0].mean(-1)
     if not (control > 0).all():
@@ -121,6 +133,7 @@ def ood(
             f" choose a later position than {', '.join(names)}, another activation or other prompts"
         )
     values /= control[..., None]
+    fitted_to = {} if reference is None else {"reference": reference.fingerprint}
     data = xr.Dataset(
         {
             "clean": (("layer", "position", "prompt"), values[0]),
@@ -130,14 +143,15 @@ def ood(
             ),
             "shrinkage": (("layer", "position"), used.mean(0)),
         },
-        coords={"layer": range(model.cfg.n_layers), "position": names},
+        coords={"layer": range(n_layers), "position": names},
         attrs={
             **describe(model),
-            "task": pairs.task,
-            "n_prompts": len(pairs),
-            "n_fitted": len(folds[0][0][0, 0]),
+            **pairs.describe(),
+            "n_fitted": len(folds[0][0]),
+            **fitted_to,
             **corruption.describe(),
             "activation": activation,
+            "asked_shrinkage": "Ledoit and Wolf" if shrinkage is None else float(shrinkage),
             "distance": "Mahalanobis, over the mean of the control",
         },
     )
@@ -217,20 +231,87 @@ def ledoit_wolf(
     return 1.0 if dispersion <= 0 else float(min(max(error, 0.0), dispersion) / dispersion)
 
 
+def _folds(
+    pairs: PromptPairs, corruption: Corruption, reference: PromptPairs | None
+) -> list[tuple[list[int], list[int]]]:
+    """Which clean prompts are fitted to, each once, and which prompts that fit measures."""
+    clean = [prompt.clean for prompt in pairs.prompts]
+    corrupted = [tuple(row) for row in corruption.tokens(pairs).tolist()]
+    if reference is not None:
+        first = {prompt.clean: number for number, prompt in enumerate(reference.prompts)}
+        shared = sum(a in first or b in first for a, b in zip(clean, corrupted, strict=True))
+        if shared:
+            raise PatchlibError(
+                f"{shared} of {len(pairs)} prompts are in the reference, clean or corrupted, and "
+                "what is measured must not be fitted to: draw all prompts at once, split them, as "
+                "in everything[:100] and everything[100:], and leave out such prompts"
+            )
+        return [(list(first.values()), list(range(len(pairs))))]
+    linked: dict[tuple[int, ...], set[tuple[int, ...]]] = {tokens: set() for tokens in clean}
+    for one, other in zip(clean, corrupted, strict=True):
+        if other in linked:
+            linked[one].add(other)
+            linked[other].add(one)
+    halves: tuple[set, set] = set(), set()
+    for tokens in linked:
+        if tokens not in halves[0] | halves[1]:
+            group = {tokens}
+            while more := set().union(*(linked[one] for one in group)) - group:
+                group |= more
+            min(halves, key=len).update(group)
+    if min(map(len, halves)) < 2:
+        raise PatchlibError(
+            f"{len(pairs)} prompts, {len(linked)} of them different: at least 4 are needed for two "
+            "halves with a covariance, of which none is the corrupted version of one in the other "
+            "half; give more, or a reference"
+        )
+    numbers = [[i for i, tokens in enumerate(clean) if tokens in half] for half in halves]
+    once = [sorted({clean[i]: i for i in reversed(half)}.values()) for half in numbers]
+    return [(once[1], numbers[0]), (once[0], numbers[1])]
+
+
+def _share(
+    model: TransformerBridge,
+    pairs: PromptPairs,
+    reference: PromptPairs | None,
+    n_runs: int,
+    n_places: int,
+    memory_budget: float | None,
+) -> tuple[int, int]:
+    """How many layers are kept at a time, and how many bytes are left to run the model with."""
+    memory = Limits.of(model, "auto", memory_budget).memory
+    length, width = len(pairs.prompts[0].clean), int(model.cfg.d_model)
+    # In double precision, and a copy of what is measured.
+    kept = 12 * n_places * width * (n_runs * len(pairs) + len(reference or ()))
+    run, layer = row_bytes(model, length), kept + 4 * length * width
+    if memory < run + layer:
+        raise PatchlibError(
+            f"memory_budget={memory}: the activations of one layer of {len(pairs)} prompts need "
+            f"{run + layer} bytes; give memory_budget={run + layer} or more, or fewer prompts"
+        )
+    at_once = min(int(model.cfg.n_layers), max(1, (memory - run) // (2 * layer)))
+    return at_once, memory - at_once * kept
+
+
 def _vectors(
-    model: TransformerBridge, pairs: PromptPairs, run: Run, activation: str, names: Sequence[str]
+    model: TransformerBridge,
+    pairs: PromptPairs,
+    corruption: Corruption,
+    draw: int | None,
+    hooks: Sequence[str],
+    names: Sequence[str],
+    memory_budget: int,
 ) -> Vectors:
-    """An activation of every layer at named positions."""
-    hooks = [get_act_name(activation, layer) for layer in range(model.cfg.n_layers)]
+    """Activations at named positions, of the clean run or of one draw of the corrupted one."""
     at = torch.tensor([_tokens(pairs, name) for name in names])
-    parts = []
-    for start in range(0, len(pairs), _ROWS):
-        rows = slice(start, start + _ROWS)
-        _, kept = run_with_edits(model, run.rows(rows), keep=hooks)
-        places = at[:, rows].to(kept[hooks[0]].device)
-        every = torch.arange(places.shape[1], device=places.device)
-        parts.append(torch.stack([kept[name][every, places] for name in hooks]).cpu().double())
-    return torch.cat(parts, dim=2).numpy()
+    found = np.empty((len(hooks), len(names), len(pairs), model.cfg.d_model))
+    for rows, some in batches(model, pairs, memory_budget, len(hooks) * model.cfg.d_model):
+        run = Run(some.clean_tokens) if draw is None else two_runs(model, some, corruption, draw)[1]
+        logits, kept = run_with_edits(model, run, keep=hooks)
+        require_finite(logits, some.texts)
+        for number, name in enumerate(hooks):
+            found[number][:, rows] = kept[name][range(len(rows)), at[:, rows]].double().cpu()
+    return found
 
 
 def _tokens(pairs: PromptPairs, name: str) -> list[int]:
@@ -252,11 +333,6 @@ def _site(pairs: PromptPairs, corruption: Corruption) -> str:
 
 
 def _require_lengths(pairs: PromptPairs, reference: PromptPairs | None) -> None:
-    if len(pairs) < 4 and reference is None:
-        raise PatchlibError(
-            f"{len(pairs)} prompts: at least 4 are needed for two halves with a covariance; give "
-            "more, or a reference"
-        )
     both = [*pairs.prompts, *(() if reference is None else reference.prompts)]
     lengths = sorted({len(prompt.clean) for prompt in both})
     if len(lengths) != 1:
@@ -264,12 +340,3 @@ def _require_lengths(pairs: PromptPairs, reference: PromptPairs | None) -> None:
             f"these prompts have {', '.join(map(str, lengths)) or 'no'} tokens: a distribution is "
             "fitted to prompts of one length; measure each group of pairs.by_length()"
         )
-    if reference is not None:
-        seen = {prompt.clean for prompt in reference.prompts}
-        shared = sum(prompt.clean in seen for prompt in pairs.prompts)
-        if shared:
-            raise PatchlibError(
-                f"{shared} of {len(pairs)} prompts are in the reference, and the control must not "
-                "be fitted to: draw all prompts at once and split them, as in everything[:100] and "
-                "everything[100:]"
-            )

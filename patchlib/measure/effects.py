@@ -16,7 +16,7 @@ def sum_windows(single: xr.DataArray, window: int, before: int | None = None) ->
     layers together.
 
     Args:
-        single: effects of layers restored one at a time (``window=1``), with a dimension
+        single: effects of all layers restored one at a time (``window=1``), with a dimension
             ``layer``.
         window: how many adjacent layers to add.
         before: for an even window, how many of its layers lie before layer l, as in
@@ -26,7 +26,8 @@ def sum_windows(single: xr.DataArray, window: int, before: int | None = None) ->
         The sums, labelled like ``single``; windows are cut at the first and the last layer.
 
     Raises:
-        PatchlibError: where there is no dimension ``layer``, or the window makes no sense.
+        PatchlibError: where there is no dimension ``layer``, layers are left out, or the window
+            makes no sense.
 
     Example:
         >>> single = xr.DataArray([1.0, 2.0, 4.0], dims="layer")
@@ -39,6 +40,11 @@ def sum_windows(single: xr.DataArray, window: int, before: int | None = None) ->
             "windows need a dimension 'layer'"
         )
     n_layers = single.sizes["layer"]
+    if single.layer.values.tolist() != list(range(n_layers)):
+        raise PatchlibError(
+            f"these effects are of the layers {', '.join(map(str, single.layer.values))}: sums "
+            "over windows need every layer from 0 on, in order"
+        )
     reach = layers_before(window, before, n_layers)
     spans = [layers_around(layer, window, reach, n_layers) for layer in range(n_layers)]
     sums = [single.isel(layer=span).sum("layer", skipna=False) for span in spans]
@@ -86,4 +92,4 @@ def stolfo(fx: xr.Dataset) -> xr.DataArray:
     right, wrong = fx.sel(metric="prob", drop=True), fx.sel(metric="wrong_prob", drop=True)
     gained = (right.patched - right.corrupted) / right.corrupted
     lost = (wrong.corrupted - wrong.patched) / wrong.patched
-    return 0.5 * (gained + lost)
+    return (0.5 * (gained + lost)).assign_attrs(fx.attrs)

@@ -1,8 +1,11 @@
-"""What a head does: where it attends, and whether it copies names (Section 3.2)."""
+"""What a head does: where it attends, and whether it copies names (Section 3.2).
+
+A head is a query head, also where several share keys and values (grouped-query attention).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import xarray as xr
@@ -11,73 +14,82 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities import get_act_name
 
-from patchlib.errors import PatchlibError
+from patchlib.errors import PatchlibError, whole
+from patchlib.heads import Heads
+from patchlib.models.loading import describe
 from patchlib.prompts.corruption import Corruption
 from patchlib.prompts.pairs import PromptPairs
-from patchlib.sweep.cells import heads_cell
-from patchlib.sweep.hook_engine import restore
-from patchlib.sweep.runs import Edit, Run, run_with_edits, two_runs
-
-Heads = Sequence[tuple[int, int]]
+from patchlib.sweep.cells import Cell, parts_of
+from patchlib.sweep.hook_engine import names_of, restore
+from patchlib.sweep.metrics import require_finite
+from patchlib.sweep.runs import Edit, Run, batches, run_with_edits, two_runs
 
 
 def attention_patterns(
     model: TransformerBridge,
     pairs: PromptPairs,
-    heads: Heads,
+    heads: Iterable[object] | str,
     corruption: Corruption | None = None,
-    restored: Heads = (),
+    restored: Iterable[object] | str = (),
     activation: str = "v",
+    memory_budget: float | None = None,
 ) -> Float[Tensor, "head prompt query key"]:
     """The attention patterns of some heads, in the clean, the corrupted or a patched run.
 
     Args:
         model: the model, in evaluation mode.
         pairs: prompts of one length.
-        heads: whose attention, as (layer, head).
-        corruption: `STR` or `GN`; the clean run where None. Over several draws of noise the mean.
+        heads: whose attention, as ``"4.6"`` or (layer, head).
+        corruption: `STR`, `GN` or one of your own; the clean run where None. Over several draws
+            of noise the mean.
         restored: heads whose ``activation`` is restored from the clean run, at all positions.
-        activation: what is restored: ``"z"``, ``"q"``, ``"k"`` or ``"v"``.
+        activation: what is restored: ``"z"``, ``"q"``, ``"k"`` or ``"v"``. Keys and values are
+            those that the heads read: where a group of heads shares them, they are restored for
+            the whole group.
+        memory_budget: how many bytes a run may take beside the model and the result, as in
+            `patchlib.patch`.
 
     Raises:
-        PatchlibError: for heads that do not exist, prompts of several lengths, or heads to restore
-            without a corruption.
+        PatchlibError: for heads that do not exist, prompts of several lengths, heads to restore
+            without a corruption, and a memory budget that is too small for one prompt.
 
     Example:
         >>> import patchlib as pl
         >>> model = pl.load_model("mini")
         >>> pairs = pl.tasks.ioi(model, n=2)
-        >>> pattern = pl.attention_patterns(model, pairs, [(3, 1)], pl.STR("S2"))
+        >>> pattern = pl.attention_patterns(model, pairs, ["3.1"], pl.STR("S2"))
         >>> bool((pattern.sum(-1) - 1).abs().max() < 1e-4)
         True
     """
-    heads_cell(model, heads, "z")
-    names = list(dict.fromkeys(get_act_name("pattern", layer) for layer, _ in heads))
-    runs: list[tuple[Run, Sequence[Edit]]] = []
-    if corruption is None:
-        if restored:
-            raise PatchlibError("restoring heads needs a corrupted run: give a corruption")
-        runs.append((Run(pairs.clean_tokens), []))
-    else:
-        for draw in range(corruption.draws):
-            clean, corrupted = two_runs(model, pairs, corruption, draw)
-            edits: Sequence[Edit] = []
-            if restored:
-                cell = heads_cell(model, restored, activation)
-                edits = restore(model, clean, [cell], range(len(pairs)))
-            runs.append((corrupted, edits))
-    total = torch.zeros(())
-    for run, edits in runs:
-        _, kept = run_with_edits(model, run, edits, keep=names)
-        patterns = [kept[get_act_name("pattern", layer)][:, head] for layer, head in heads]
-        total = total + torch.stack(patterns).float().cpu()
-    return total / len(runs)
+    heads, restored = _heads(model, heads), Heads(restored)
+    if restored and corruption is None:
+        raise PatchlibError("restoring heads needs a corrupted run: give a corruption")
+    cells = [Cell(parts_of(model, map(str, restored), activation))] if restored else []
+    names = list(dict.fromkeys(get_act_name("pattern", head.layer) for head in heads))
+    length = pairs.clean_tokens.shape[1]
+    draws = 1 if corruption is None else corruption.draws
+    total = torch.zeros(len(heads), len(pairs), length, length)
+    kept = len(names) * model.cfg.n_heads * length + len(names_of(cells)) * model.cfg.d_model
+    for rows, some in batches(model, pairs, memory_budget, kept):
+        for draw in range(draws):
+            run, edits = Run(some.clean_tokens), list[Edit]()
+            if corruption is not None:
+                clean, run = two_runs(model, some, corruption, draw)
+                if cells:
+                    _, there = run_with_edits(model, clean, keep=names_of(cells))
+                    edits = restore(cells, there, range(len(some)))
+            logits, here = run_with_edits(model, run, edits, keep=names)
+            require_finite(logits, some.texts)
+            del logits  # Which take more than all else.
+            for number, (layer, head) in enumerate(heads):
+                total[number, rows] += here[get_act_name("pattern", layer)][:, head].float().cpu()
+    return total / draws
 
 
 def attention_to(
     patterns: Float[Tensor, "head prompt query key"],
     pairs: PromptPairs,
-    names: Sequence[str] = ("IO", "S1", "S2"),
+    names: str | Sequence[str] = ("IO", "S1", "S2"),
 ) -> xr.DataArray:
     """How much the last token attends to named positions, and to all others.
 
@@ -88,18 +100,26 @@ def attention_to(
 
     Returns:
         Attention probabilities over the dimensions ``head, prompt, to``; ``to`` holds the names
-        and ``"others"``, and sums to 1 (Figure 3). NaN where a prompt has no such position.
+        and ``"others"``, and sums to 1 (Figure 3). NaN where a prompt has no such position. The
+        attributes describe the prompts.
 
     Raises:
-        PatchlibError: for a position that the task does not have, and for names that share a
-            token.
+        PatchlibError: for a position that the task does not have, for names that share a token,
+            and for patterns of other prompts.
     """
+    names = [names] if isinstance(names, str) else list(names)
+    length = pairs.clean_tokens.shape[1]
+    if patterns.shape[1:] != (len(pairs), length, length):
+        raise PatchlibError(
+            f"patterns of shape {tuple(patterns.shape)} for {len(pairs)} prompts of {length} "
+            "tokens: give those that pl.attention_patterns gave for these prompts"
+        )
     last = patterns[:, :, -1]
     places = {name: pairs.at(name) for name in names}
     for row, together in enumerate(zip(*places.values(), strict=True)):
         if len(set().union(*together)) < sum(map(len, together)):
             raise PatchlibError(
-                f"names={list(names)} share a token in {pairs.texts[row]!r}: the rest would be "
+                f"names={names} share a token in {pairs.texts[row]!r}: the rest would be "
                 "counted wrong; give names of different tokens"
             )
     sums = [
@@ -111,16 +131,21 @@ def attention_to(
         total.masked_fill(torch.tensor([not at for at in rows]), torch.nan)
         for total, rows in zip(sums, places.values(), strict=True)
     ]
-    values = torch.stack([*columns, others], dim=-1).numpy()
-    return xr.DataArray(values, dims=("head", "prompt", "to"), coords={"to": [*names, "others"]})
+    return xr.DataArray(
+        torch.stack([*columns, others], dim=-1).numpy(),
+        dims=("head", "prompt", "to"),
+        coords={"to": [*names, "others"]},
+        attrs=pairs.describe(),
+    )
 
 
 def copying_score(
     model: TransformerBridge,
     pairs: PromptPairs,
-    heads: Heads,
-    at: Sequence[str] = ("IO", "S1"),
+    heads: Iterable[object] | str,
+    at: str | Sequence[str] = ("IO", "S1"),
     top: int = 5,
+    memory_budget: float | None = None,
 ) -> xr.Dataset:
     """How often a head, attending to a name, would raise (or lower) that name's own logit most.
 
@@ -133,39 +158,63 @@ def copying_score(
     Args:
         model: the model.
         pairs: the prompts whose names are used.
-        heads: the heads as (layer, head).
+        heads: the heads as ``"4.6"`` or (layer, head). Where heads share values, each uses those
+            of its group.
         at: the positions of the names.
         top: how many tokens count as highest.
+        memory_budget: as in `patchlib.patch`.
 
     Returns:
         The variables ``copies`` and ``suppresses``, shares between 0 and 1, over ``head`` (as
-        ``"layer.head"``).
+        ``"layer.head"``). The attributes hold every setting.
 
     Raises:
-        PatchlibError: for heads or positions that do not exist.
+        PatchlibError: for heads or positions that do not exist, a ``top`` that is no number of
+            tokens, and a memory budget that is too small for one prompt.
 
     Example:
         >>> import patchlib as pl
         >>> model = pl.load_model("mini")
-        >>> scores = pl.copying_score(model, pl.tasks.ioi(model, n=4), [(5, 0)])
+        >>> scores = pl.copying_score(model, pl.tasks.ioi(model, n=4), ["5.0"])
         >>> 0 <= float(scores.copies[0]) <= 1
         True
     """
-    heads_cell(model, heads, "z")
+    heads = _heads(model, heads)
+    at = [at] if isinstance(at, str) else list(at)
+    top = whole("top", top, 1, model.cfg.d_vocab)
     name = get_act_name("resid_post", 0)
-    states, tokens = [], []
-    for _, group in pairs.by_length():
-        _, kept = run_with_edits(model, Run(group.clean_tokens), keep=[name])
-        for position in at:
-            for row, places in enumerate(group.at(position)):
-                for place in places:
-                    states.append(kept[name][row, place])
-                    tokens.append(group.clean_tokens[row, place])
-    state, token = torch.stack(states), torch.stack(tokens).to(states[0].device)
-    copies: list[float] = []
-    suppresses: list[float] = []
+    hits: list[Float[Tensor, "head sign name"]] = []
+    for _, some in batches(model, pairs, memory_budget, kept=model.cfg.d_model):
+        # One entry for each name of each prompt.
+        names = [(row, i) for each in at for row, place in enumerate(some.at(each)) for i in place]
+        if names:
+            rows, places = map(list, zip(*names, strict=True))
+            logits, kept = run_with_edits(model, Run(some.clean_tokens), keep=[name])
+            require_finite(logits, some.texts)
+            del logits  # Which take more than all else.
+            token = some.clean_tokens[rows, places].to(kept[name].device)
+            hits.append(_raised(model, kept[name][rows, places], token, heads, top))
+    if not hits:
+        raise PatchlibError(f"at={at}: no prompt has a token there; give positions of names")
+    copies, suppresses = torch.cat(hits, dim=2).float().mean(2).T.tolist()
+    return xr.Dataset(
+        {"copies": ("head", copies), "suppresses": ("head", suppresses)},
+        coords={"head": list(map(str, heads))},
+        attrs=describe(model) | pairs.describe() | {"at": ", ".join(at), "top": top},
+    )
+
+
+def _raised(
+    model: TransformerBridge,
+    state: Float[Tensor, "name d_model"],
+    token: Float[Tensor, " name"],
+    heads: Heads,
+    top: int,
+) -> Float[Tensor, "head sign name"]:
+    """Which tokens are among the highest after a head, and after its opposite, wrote about them."""
+    found = torch.zeros(len(heads), 2, len(token), dtype=torch.bool)
     with torch.no_grad():
-        for layer, head in heads:
+        for number, (layer, head) in enumerate(heads):
             # Under grouped-query attention several heads share one value matrix.
             value = head * model.W_V.shape[1] // model.cfg.n_heads
             normalised = model.blocks[layer].ln1(state[:, None])[:, 0]
@@ -174,11 +223,17 @@ def copying_score(
             if bias is not None:
                 values = values + bias[value]
             written = values @ model.W_O[layer, head]
-            for sign, shares in ((1, copies), (-1, suppresses)):
+            for which, sign in enumerate((1, -1)):
                 logits = model.unembed(model.ln_final(sign * written[:, None]))[:, 0]
                 highest = logits.topk(top, dim=-1).indices
-                shares.append((highest == token[:, None]).any(-1).float().mean().item())
-    labels = [f"{layer}.{head}" for layer, head in heads]
-    return xr.Dataset(
-        {"copies": ("head", copies), "suppresses": ("head", suppresses)}, coords={"head": labels}
-    )
+                found[number, which] = (highest == token[:, None]).any(-1).cpu()
+    return found
+
+
+def _heads(model: TransformerBridge, given: Iterable[object] | str) -> Heads:
+    """The heads asked for; refuses those that the model does not have, and none at all."""
+    heads = Heads(given)
+    if not heads:
+        raise PatchlibError("no heads were given: give at least one, such as '4.6'")
+    parts_of(model, map(str, heads))
+    return heads

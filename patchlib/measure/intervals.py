@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import numpy as np
 import torch
 import xarray as xr
 from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
 
-from patchlib.errors import PatchlibError
+from patchlib.errors import PatchlibError, whole
 
 
 def interval(
@@ -27,7 +29,8 @@ def interval(
         difference is taken as given.
 
     Raises:
-        PatchlibError: where the result holds no values per prompt.
+        PatchlibError: where the result holds no values per prompt, and for a confidence, a number
+            of resamples or a seed that is none.
 
     Example:
         >>> import patchlib as pl
@@ -44,11 +47,9 @@ def interval(
             "this result holds means over prompts: call pl.patch(..., keep_prompts=True) to keep "
             "one value per prompt"
         )
-    if not 0 < confidence < 1 or n_resamples < 1:
-        raise PatchlibError(
-            f"confidence={confidence}, n_resamples={n_resamples}: confidence must lie between 0 "
-            "and 1, and one resample or more is needed"
-        )
+    if not isinstance(confidence, Real) or not 0 < confidence < 1:
+        raise PatchlibError(f"confidence={confidence!r}: give a number between 0 and 1")
+    n_resamples, seed = whole("n_resamples", n_resamples, 1), whole("seed", seed, 0)
     effect = fx.effect.transpose(..., "prompt")
     cells = effect.values.reshape(-1, effect.sizes["prompt"])
     bounds = np.full((2, len(cells)), np.nan)
@@ -68,5 +69,6 @@ def interval(
     ends = dict(zip(("low", "high"), bounds.reshape(2, *template.shape), strict=True))
     return xr.Dataset(
         {name: template.copy(data=values) for name, values in ends.items()},
-        attrs=fx.attrs | {"confidence": confidence},
+        attrs=fx.attrs
+        | {"confidence": float(confidence), "n_resamples": n_resamples, "resampling_seed": seed},
     )

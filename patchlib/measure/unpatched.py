@@ -14,31 +14,33 @@ from patchlib.models.loading import describe
 from patchlib.prompts.corruption import Corruption
 from patchlib.prompts.pairs import PromptPairs
 from patchlib.sweep import metrics as metric_definitions
-from patchlib.sweep.runs import Run, run_with_edits, two_runs
-
-_ROWS = 64
+from patchlib.sweep.metrics import Metric
+from patchlib.sweep.runs import Run, batches, run_with_edits, two_runs
 
 
 def baselines(
     model: TransformerBridge,
     pairs: PromptPairs,
     corruption: Corruption | None = None,
-    metrics: Sequence[str] = ("logit_diff", "prob", "kl"),
+    metrics: Sequence[str | Metric] = ("logit_diff", "prob", "kl"),
+    memory_budget: float | None = None,
 ) -> xr.Dataset:
     """Measures the clean run and, where a corruption is given, the corrupted run.
 
     Args:
         model: the model, in evaluation mode.
         pairs: prompts of any lengths.
-        corruption: `STR` or `GN`; over several draws of noise the mean.
-        metrics: names of metrics; KL is measured from the clean run.
+        corruption: `STR`, `GN` or one of your own; over several draws of noise the mean.
+        metrics: as in `patchlib.patch`; KL is measured from the clean run.
+        memory_budget: as in `patchlib.patch`.
 
     Returns:
         A dataset with the variable ``clean`` and, with a corruption, ``corrupted``, over the
-        dimensions ``metric`` and ``prompt``.
+        dimensions ``metric`` and ``prompt``. The attributes hold every setting.
 
     Raises:
-        PatchlibError: for unknown metrics, and for sites that the task does not have.
+        PatchlibError: for unknown metrics, sites that the task does not have, logits that are NaN
+            or infinite, and a memory budget that is too small for one prompt.
 
     Example:
         >>> import patchlib as pl
@@ -49,39 +51,40 @@ def baselines(
         True
     """
     chosen = metric_definitions.choose(metrics)
-    draws = 1 if corruption is None else corruption.draws
-    values = np.full((2, draws, len(chosen), len(pairs)), np.nan)
-    for index, group in pairs.by_length():
-        for start in range(0, len(group), _ROWS):
-            some, rows = group[start : start + _ROWS], index[start : start + _ROWS]
-            r, r_wrong = some.answers, some.wrong_answers
-            there, _ = run_with_edits(model, Run(some.clean_tokens))
-            clean = metric_definitions.measure(chosen, there, r, r_wrong, there)
-            values[0, :, :, rows] = clean.T[:, None].numpy()
-            for draw in range(draws):
-                if corruption is None:
-                    continue
-                _, run = two_runs(model, some, corruption, draw)
-                here, _ = run_with_edits(model, run)
-                corrupted = metric_definitions.measure(chosen, here, r, r_wrong, there)
-                values[1, draw, :, rows] = corrupted.T.numpy()
-    names = ["clean"] if corruption is None else ["clean", "corrupted"]
+    draws = 0 if corruption is None else corruption.draws
+    clean = np.full((len(chosen), len(pairs)), np.nan)
+    corrupted = np.full((draws, *clean.shape), np.nan)
+    for rows, some in batches(model, pairs, memory_budget):
+        answers = some.answers, some.wrong_answers
+        there, _ = run_with_edits(model, Run(some.clean_tokens))
+        clean[:, rows] = metric_definitions.measure(chosen, there, *answers, there, some.texts)
+        if corruption is None:
+            continue
+        for draw in range(draws):
+            _, run = two_runs(model, some, corruption, draw)
+            here, _ = run_with_edits(model, run)
+            corrupted[draw][:, rows] = metric_definitions.measure(
+                chosen, here, *answers, there, some.texts
+            )
+    runs = {"clean": clean} | ({} if corruption is None else {"corrupted": corrupted.mean(0)})
     return xr.Dataset(
-        {
-            name: (("metric", "prompt"), mean)
-            for name, mean in zip(names, values.mean(1), strict=False)
-        },
+        {name: (("metric", "prompt"), values) for name, values in runs.items()},
         coords={"metric": [metric.name for metric in chosen]},
-        attrs=describe(model) | ({} if corruption is None else corruption.describe()),
+        attrs=describe(model)
+        | pairs.describe()
+        | ({} if corruption is None else corruption.describe()),
     )
 
 
-def answered(model: TransformerBridge, pairs: PromptPairs) -> PromptPairs:
+def keep_answered(
+    model: TransformerBridge, pairs: PromptPairs, memory_budget: float | None = None
+) -> PromptPairs:
     """The prompts whose right answer is the model's most likely token (Appendix C).
 
     Args:
         model: the model, in evaluation mode.
         pairs: prompts of any lengths.
+        memory_budget: as in `patchlib.patch`.
 
     Returns:
         Those prompts; their ``settings`` say how many were ``dropped``.
@@ -92,12 +95,12 @@ def answered(model: TransformerBridge, pairs: PromptPairs) -> PromptPairs:
     Example:
         >>> import patchlib as pl
         >>> model = pl.load_model("mini")
-        >>> kept = pl.answered(model, pl.tasks.arithmetic(model, n=10))
+        >>> kept = pl.keep_answered(model, pl.tasks.arithmetic(model, n=10))
         >>> len(kept) + kept.settings["dropped"]
         10
     """
-    right = baselines(model, pairs, metrics=["accuracy"]).clean.squeeze("metric").values
-    kept = np.flatnonzero(right == 1).tolist()
+    runs = baselines(model, pairs, metrics=["accuracy"], memory_budget=memory_budget)
+    kept = np.flatnonzero(runs.clean.values[0] == 1).tolist()
     if not kept:
         raise PatchlibError(
             f"the model answers none of these {len(pairs)} prompts of {pairs.task}: patching "

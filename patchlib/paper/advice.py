@@ -10,7 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from patchlib.errors import PatchlibError
-from patchlib.measure.detection import detect
+from patchlib.measure.detection import by_cell, detect
 
 # The paper gives no thresholds; all of these were chosen here.
 
@@ -31,17 +31,18 @@ PROMPTS = 30
 # Twice as far from the clean distribution as clean prompts that it was not fitted to.
 DISTANCE = 2.0
 
-REPLACEMENTS = {
-    "ioi": ("S2", "S1", "IO", "S1+IO", "ABC"),
-    "factual_recall": ("subject",),
-    "greater_than": ("YY",),
-    "docstring": ("C_def",),
-    "arithmetic": ("X3+Y3",),
-}
-"""Where each task has a token replacement."""
-
 _COLUMNS = ("caution", "section", "because", "instead")
-_NEEDED = ("corruption", "site", "task", "model", "component", "window", "positions", "direction")
+_NEEDED = (
+    "corruption",
+    "site",
+    "task",
+    "replacements",
+    "model",
+    "component",
+    "window",
+    "positions",
+    "direction",
+)
 _PROBABILITIES = {"prob", "wrong_prob"}
 
 
@@ -138,6 +139,11 @@ class _Experiment:
         return int(self.fx.sizes.get("prompt", self.attrs.get("n_prompts", 0)))
 
     @property
+    def replacements(self) -> list[str]:
+        """Where the prompts have a token replacement."""
+        return list(filter(None, str(self.attrs["replacements"]).split(", ")))
+
+    @property
     def label(self) -> str:
         """What tells an experiment from others."""
         windows = [] if self.windows == [1] else [f"window {self.attrs['window']}"]
@@ -196,10 +202,8 @@ def _require_distance(ood: xr.Dataset | None, study: Study) -> None:
 
 def _replaceable(study: Study, ood: object) -> Iterator[str]:
     for one in study:
-        if one.attrs["corruption"] == "GN":
-            sites = REPLACEMENTS.get(str(one.attrs["task"]), ())
-            if one.attrs["site"] in sites:
-                yield f"{one.label}: {one.attrs['task']} has a replacement at {one.attrs['site']}"
+        if one.attrs["corruption"] == "GN" and one.attrs["site"] in one.replacements:
+            yield f"{one.label}: {one.attrs['task']} has a replacement at {one.attrs['site']}"
 
 
 def _one_draw(study: Study, ood: object) -> Iterator[str]:
@@ -238,8 +242,12 @@ def _floor(study: Study, ood: object) -> Iterator[str]:
     for one in study:
         if "prob" not in one.metrics:
             continue
-        run = "corrupted" if one.attrs["direction"] == "denoise" else "clean"
-        room = one.baseline(run, "prob")
+        noising = one.attrs["direction"] == "noise"
+        run = "clean" if noising else "corrupted"
+        probability = one.baseline(run, "prob")
+        # An effect is negative where the patch takes the run away from the other one: down to 0
+        # when denoising, up to 1 when noising.
+        room = 1 - probability if noising else probability
         found = one.thresholds("prob")
         lowest = float(found[found.sign == "negative"].threshold.min())
         if lowest < 0 and room < FLOOR * -lowest:
@@ -247,7 +255,7 @@ def _floor(study: Study, ood: object) -> Iterator[str]:
                 "nothing can be detected as negative" if room < -lowest else "there is little room"
             )
             yield (
-                f"{one.label}: P(r) of the {run} run is {room:.2g}, so no effect is below "
+                f"{one.label}: P(r) of the {run} run is {probability:.2g}, so no effect is below "
                 f"{-room:.2g}; mean - 2 SD is {lowest:.2g}: {verdict}"
             )
 
@@ -290,7 +298,7 @@ def _one_site(study: Study, ood: object) -> Iterator[str]:
     sites = {str(one.attrs["site"]) for one in study}
     if len(sites) == 1:
         site = sites.pop()
-        others = [name for name in REPLACEMENTS.get(study[0].attrs["task"], ()) if name != site]
+        others = [name for name in study[0].replacements if name != site]
         more = f"; {study[0].attrs['task']} also has {', '.join(others)}" if others else ""
         every = "the only experiment corrupts"
         if len(study) > 1:
@@ -319,10 +327,10 @@ def _strongest(one: _Experiment, metric: str) -> tuple[float, float, float] | No
     effect = one.fx.effect.sel(metric=metric, drop=True)
     if "draw" in effect.dims:
         effect = effect.mean("draw")
-    cells = [dim for dim in ("layer", "head") if dim in effect.dims]
-    panels = [dim for dim in effect.dims if dim not in (*cells, "prompt")]
+    effect = by_cell(effect)
+    panels = [dim for dim in effect.dims if dim not in ("cell", "prompt")]
     for at in np.ndindex(*(effect.sizes[dim] for dim in panels)):
-        panel = effect.isel(dict(zip(panels, at, strict=True))).stack(cell=cells)
+        panel = effect.isel(dict(zip(panels, at, strict=True)))
         mean = panel.mean("prompt").dropna("cell")
         if not mean.size:
             continue

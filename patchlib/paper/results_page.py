@@ -8,18 +8,19 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import pandas as pd
 
-from patchlib.files import BUILD
+from patchlib.files import BUILD, write_whole
+from patchlib.heads import Heads
 from patchlib.paper import tables as paper
 
 PAGE = BUILD / "pages" / "results.html"
 NOBODY = "no notebook of the last run measured it"
-_NO_HEADS = ("none", "not measured")
 # What names a row of a table that is a list of rows.
 _LABELS = ("corruption", "metric", "sign", "position")
 # What an entry says about the numbers beside it.
@@ -96,9 +97,9 @@ def write() -> Path:
         ".html": _as_html(opening, ordered, sections, about, tables),
         ".md": _as_markdown(opening, ordered, sections, about, tables),
     }
-    PAGE.parent.mkdir(parents=True, exist_ok=True)
     for ending, text in pages.items():
-        PAGE.with_suffix(ending).write_text(text, encoding="utf-8")
+        write = partial(Path.write_text, data=text, encoding="utf-8")
+        write_whole(PAGE.with_suffix(ending), write)
     return PAGE
 
 
@@ -155,7 +156,7 @@ def _table(entry: Mapping[str, Any], record: _Record | None) -> pd.DataFrame:
             "model": model if measured or (record and record.why) else "",
         }
         if count and _is_heads(value):
-            agreed = paper.agreement(_head_list(value), _head_list(found) if measured else None)
+            agreed = paper.agreement(Heads(value), Heads(found or ()) if measured else None)
             row |= {name: "" if n is None else str(n) for name, n in agreed.items()}
         rows.append(row)
     return pd.DataFrame(rows).fillna("")
@@ -188,15 +189,9 @@ def _is_missing(value: Any) -> bool:
     return value is None or value == "not measured"
 
 
-def _is_heads(value: Any) -> bool:
+def _is_heads(value: Any) -> TypeGuard[list[str]]:
     """True for a list of heads (text), and not for one of numbers."""
     return isinstance(value, list) and all(isinstance(head, str) for head in value)
-
-
-def _head_list(found: Any) -> list[str]:
-    if isinstance(found, str):
-        return [] if found in _NO_HEADS else found.split(", ")
-    return list(found)
 
 
 def _paper_text(value: Any) -> str:

@@ -18,6 +18,7 @@ import xarray as xr
 
 from patchlib.errors import PatchlibError
 from patchlib.files import BUILD, DATA, write_whole
+from patchlib.heads import Heads
 from patchlib.measure.detection import detect
 
 RESULTS = DATA / "paper_results.json"
@@ -417,7 +418,7 @@ def _heads(
     return list(rows.heads.iloc[0])
 
 
-def agreement(paper: Collection[str], here: Collection[str] | None) -> dict[str, int | None]:
+def agreement(paper: Collection[object], here: Collection[object] | None) -> dict[str, int | None]:
     """Counts the heads that two lists have in common, and those of one list alone.
 
     Args:
@@ -440,7 +441,7 @@ def agreement(paper: Collection[str], here: Collection[str] | None) -> dict[str,
 
 def _listed(heads: list[str]) -> str:
     # The order of effects, unlike that of layers, may differ between machines.
-    return ", ".join(sorted(heads, key=lambda head: [*map(int, head.split("."))])) or "none"
+    return str(Heads(heads).by_layer)
 
 
 def _text(value: Any, decimals: int, missing: str) -> str:

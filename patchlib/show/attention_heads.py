@@ -17,7 +17,8 @@ import traitlets
 from jaxtyping import Float
 from torch import Tensor
 
-from patchlib.errors import PatchlibError
+from patchlib.errors import whole
+from patchlib.show.plot import check_attention
 
 _DECIMALS = 4
 
@@ -154,7 +155,8 @@ class AttentionHeads(anywidget.AnyWidget):
         height: int = 420,
     ) -> None:
         values = torch.as_tensor(attention).detach().cpu().double().numpy()
-        _check(values, tokens, names, height)
+        check_attention(values, [tokens] * len(names), names)
+        height = whole("height", height, 1)
         # Four decimals are more than a colour shows; they keep the widget's state small.
         rounded = values.round(_DECIMALS).tolist()
         super().__init__(
@@ -170,37 +172,6 @@ class AttentionHeads(anywidget.AnyWidget):
         heads, tokens = len(self.names), len(self.tokens)
         return (
             f"AttentionHeads({heads} head{'s' * (heads != 1)}, {tokens} token{'s' * (tokens != 1)})"
-        )
-
-
-def _check(values: np.ndarray, tokens: list[str], names: list[str], height: int) -> None:
-    """Refuse what cannot be drawn."""
-    if values.ndim != 3 or 0 in values.shape:
-        raise PatchlibError(
-            f"attention has the shape {values.shape}; allowed is (head, dest, src), with at least "
-            "one of each. Index a batch away with attention[0]; give one head as attention[None]."
-        )
-    heads, destinations, sources = values.shape
-    if (destinations, sources) != (len(tokens), len(tokens)):
-        raise PatchlibError(
-            f"attention has {destinations} destinations and {sources} sources for {len(tokens)} "
-            "tokens; allowed is one of each for every token. Give the tokens of the prompt that "
-            "the attention was computed on, with the start token if the model saw one."
-        )
-    if heads != len(names):
-        raise PatchlibError(
-            f"attention has {heads} heads and names has {len(names)} entries; allowed is one name "
-            "for each head. Give as many names as attention has heads."
-        )
-    if not np.isfinite(values).all():
-        raise PatchlibError(
-            "attention holds values that are nan or infinite; allowed are finite numbers. "
-            "Give attention probabilities (after the softmax), not masked scores."
-        )
-    if height < 1:
-        raise PatchlibError(
-            f"height is {height}; allowed is a positive number of pixels. "
-            "Leave it out for 420 pixels."
         )
 
 

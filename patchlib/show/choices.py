@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,13 +18,18 @@ from matplotlib.figure import Figure
 from transformer_lens.model_bridge import TransformerBridge
 
 from patchlib.errors import PatchlibError
-from patchlib.measure.detection import detect
+from patchlib.measure.detection import by_cell, detect
 from patchlib.prompts.corruption import GN, STR
 from patchlib.prompts.pairs import PromptPairs
 from patchlib.show.picture import Picture, running_cell
+from patchlib.sweep.cells import COMPONENTS, unit_of
+from patchlib.sweep.metrics import label
 from patchlib.sweep.patching import patch
 
-METRICS = {"logit_diff": "logit difference", "prob": "probability", "kl": "KL divergence"}
+METRICS = {
+    name: label(name).removeprefix("normalised ").split(" (")[0]
+    for name in ("logit_diff", "prob", "kl")
+}
 """The paper's metrics, and what they are called in words."""
 
 _COLOURS = {"shared": "#000000", "lost": "#D55E00", "gained": "#0072B2", "neither": "#BBBBBB"}
@@ -118,10 +124,11 @@ class Study:
             raise PatchlibError(
                 "positions='each' gives a map for every position: give 'all' or a named position"
             )
-        if component == "head" and tuple(windows) != (1,):
+        if unit_of(model, COMPONENTS.get(component, "")) and tuple(windows) != (1,):
             raise PatchlibError(
-                f"windows={list(windows)} with component='head': heads are patched one layer at a "
-                "time; use component 'mlp', 'attn' or 'resid'"
+                f"windows={list(windows)} with component={component!r}, of which each layer has "
+                "several: they are patched one layer at a time; use component 'mlp', 'attn' or "
+                "'resid'"
             )
         if any(window % 2 == 0 for window in windows):
             raise PatchlibError(f"windows={list(windows)}: give odd windows, which have a middle")
@@ -215,10 +222,8 @@ class Study:
             before: the choice of the horizontal axis.
             after: the choice of the vertical axis.
         """
-        x, y = self.standard(before), self.standard(after)
-        cells = [dim for dim in ("layer", "head") if dim in x.dims]
-        x, y = x.stack(cell=cells), y.stack(cell=cells)
-        names = [".".join(map(str, cell)) for cell in x.cell.values]
+        x, y = by_cell(self.standard(before)), by_cell(self.standard(after))
+        names = x.cell.values.tolist()
         kinds = {
             head[1:]: kind for kind, heads in self.compare(before, after).items() for head in heads
         }
@@ -253,9 +258,13 @@ class Study:
         axes.set_ylabel(f"effect, {after}\n(SD from the mean)")
         axes.margins(0.08)
         axes.spines[["top", "right"]].set_visible(False)
-        what = "heads" if self._component == "head" else "layers"
+        unit = unit_of(self._model, COMPONENTS[self._component]) or ("layer", 0)
         axes.legend(
-            frameon=False, fontsize=8, title=what, loc="center left", bbox_to_anchor=(1, 0.5)
+            frameon=False,
+            fontsize=8,
+            title=unit[0].replace("kv_head", "key/value head") + "s",
+            loc="center left",
+            bbox_to_anchor=(1, 0.5),
         )
         return figure
 
@@ -351,7 +360,7 @@ class Choices:
 
 def _order(signed: tuple[str, str]) -> tuple:
     sign, name = signed
-    return [int(part) for part in name.split(".")], sign
+    return [int(part) for part in re.findall(r"\d+", name)], sign
 
 
 def _text(heads: Sequence[str]) -> str:

@@ -21,16 +21,17 @@ from transformer_lens.utilities import get_act_name
 
 from patchlib import tasks
 from patchlib.errors import PatchlibError
-from patchlib.measure.detection import detect
+from patchlib.heads import Head, Heads
+from patchlib.measure.detection import detect, heads_of
 from patchlib.measure.heads import attention_patterns
 from patchlib.prompts.corruption import GN, STR, Corruption
 from patchlib.prompts.pairs import PromptPairs
 from patchlib.show import plot
 from patchlib.show.picture import Picture, running_cell
+from patchlib.sweep.cells import COMPONENTS, UNITS, unit_of
 from patchlib.sweep.metrics import METRICS
-from patchlib.sweep.patching import COMPONENTS, patch
+from patchlib.sweep.patching import patch
 
-_TASKS = ("ioi", "factual_recall", "greater_than", "docstring", "arithmetic")
 _PROMPTS = 32
 _WINDOWS = (1, 3, 5)
 _LISTED = 8
@@ -101,7 +102,7 @@ class Explorer:
         self._pairs: dict[Hashable, PromptPairs] = {}
         self._results: dict[Hashable, xr.Dataset] = {}
         self._patterns: dict[Hashable, Float[Tensor, "head prompt query key"]] = {}
-        self._heads = list(product(range(model.cfg.n_layers), range(model.cfg.n_heads)))
+        self._heads = Heads(product(range(model.cfg.n_layers), range(model.cfg.n_heads)))
         self._task_of_head: str | None = None
         self._effects, self._attention = Picture(), Picture()
         self._shown_in: int | None = None
@@ -199,7 +200,7 @@ class Explorer:
         control, state = self.controls, self.state
         pairs = self._prompts(state)
         names = list(pairs.prompts[0].positions)
-        whole_layer = state["component"] != "head"
+        whole_layer = unit_of(self._model, COMPONENTS[state["component"]]) is None
         one_length = len({len(prompt.clean) for prompt in pairs.prompts}) == 1
         _offer(control["site"], _sites(pairs, state["corruption"]))
         each = ["each"] if whole_layer and one_length else []
@@ -235,7 +236,9 @@ class Explorer:
             )
         fx, metric = self._results[key], state["metric"]
         found = detect(fx.sel(metric=[metric]))
-        caption = _caption(state, corruption, found)
+        caption = _caption(state, corruption)
+        if set(UNITS) & set(fx.dims):
+            caption += f"\nheads beyond mean ± 2 SD: {_detected(found)}"
 
         def make() -> Figure:
             figure = plot.heatmap(fx, metric=metric)
@@ -245,24 +248,22 @@ class Explorer:
 
         self._effects.draw((key, metric), caption, make)
         self.fx, self.found = fx, found
-        self._offer_heads(state, found)
+        self._offer_heads(state, fx, found)
 
     def _advance(self, done: int, total: int) -> None:
         self.progress.max = total
         self.progress.value = done
 
-    def _offer_heads(self, state: dict[str, Any], found: pd.DataFrame) -> None:
+    def _offer_heads(self, state: dict[str, Any], fx: xr.Dataset, found: pd.DataFrame) -> None:
         """Offers the detected heads first, and goes to the strongest one of a new task."""
-        marks: dict[tuple[int, int], str] = {}
-        is_heads = state["component"] == "head"
-        if is_heads:
-            for sign, heads in zip(found.sign, found.heads, strict=True):
-                for layer, head in (name.split(".") for name in heads):
-                    marks[int(layer), int(head)] = " (+)" if sign == "positive" else " (−)"
-        order = sorted(self._heads, key=lambda head: head not in marks)
-        order = [*marks, *order[len(marks) :]]
-        _offer(self.controls["head"], [(_name(head) + marks.get(head, ""), head) for head in order])
-        if is_heads and self._task_of_head != state["task"]:
+        marks: dict[Head, str] = {}
+        if "head" in fx.dims:
+            for sign, mark in (("positive", " (+)"), ("negative", " (−)")):
+                marks |= dict.fromkeys(heads_of(found, state["metric"], sign), mark)
+        order = [*marks, *(head for head in self._heads if head not in marks)]
+        options = [(f"{head}{marks.get(head, '')}", head) for head in order]
+        _offer(self.controls["head"], options)
+        if "head" in fx.dims and self._task_of_head != state["task"]:
             self._task_of_head = state["task"]
             self.controls["head"].value = order[0]
 
@@ -274,7 +275,7 @@ class Explorer:
         runs |= {f"{kind} at {site}": _corruption(state, kind) for kind in kinds}
         tokens = [prompt.corrupted[site] if t == f"STR at {site}" else prompt.clean for t in runs]
         mark = {name: at[0] for name, at in prompt.positions.items() if len(at) == 1}
-        caption = f"{state['task']} · prompt {state['prompt']} · head {_name(state['head'])}"
+        caption = f"{state['task']} · prompt {state['prompt']} · head {state['head']}"
         if "GN" in kinds:
             caption += f" · {_noise(state)}"
 
@@ -286,14 +287,14 @@ class Explorer:
             _fit_page(figure, set(mark.values()))
             return figure
 
-        key = (state["task"], state["prompt"], state["head"], *runs.values())
+        key = (one.fingerprint, caption, *runs.values())
         self._attention.draw(key, caption, make)
 
     def _all_patterns(
         self, one: PromptPairs, corruption: Corruption | None
     ) -> Float[Tensor, "head prompt query key"]:
         """The patterns of all heads, since one pass gives them all."""
-        key = (one.task, one.prompts[0].text, corruption)
+        key = (one.fingerprint, corruption)
         if key not in self._patterns:
             self._patterns[key] = attention_patterns(self._model, one, self._heads, corruption)
         return self._patterns[key]
@@ -318,10 +319,13 @@ def _fit_page(figure: Figure, marked: set[int]) -> None:
 def _controls(model: TransformerBridge, pairs: PromptPairs) -> dict[str, Any]:
     """The widgets by name, with the values to start with."""
     known = model.hook_dict
-    components = [name for name, act in COMPONENTS.items() if get_act_name(act, 0) in known]
-    every_task = list(dict.fromkeys((pairs.task, *_TASKS)))
-    if pairs.task in _TASKS:
-        every_task = list(_TASKS)
+    # A layer has too many neurons for a map.
+    components = [
+        name
+        for name, act in COMPONENTS.items()
+        if get_act_name(act, 0) in known and name != "neuron"
+    ]
+    own = [] if pairs.task in tasks.__all__ else [pairs.task]
 
     def choice(label: str, options: Sequence[Any], value: Any = None) -> ipywidgets.Dropdown:
         first = options[0] if value is None else value
@@ -331,7 +335,7 @@ def _controls(model: TransformerBridge, pairs: PromptPairs) -> dict[str, Any]:
         return ipywidgets.BoundedIntText(description=label, value=value, min=low, max=high)
 
     return {
-        "task": choice("task", every_task, pairs.task),
+        "task": choice("task", [*own, *tasks.__all__], pairs.task),
         "n": number("prompts", min(len(pairs), _PROMPTS), 1, len(pairs)),
         "corruption": choice("corruption", ["STR", "GN"]),
         "site": ipywidgets.Dropdown(description="at", options=_sites(pairs, "STR")),
@@ -344,7 +348,7 @@ def _controls(model: TransformerBridge, pairs: PromptPairs) -> dict[str, Any]:
         "window": choice("window", [1]),
         "direction": choice("direction", ["denoise", "noise"]),
         "metric": choice("metric", list(METRICS)),
-        "head": choice("head", [("0.0", (0, 0))], (0, 0)),
+        "head": choice("head", [("0.0", Head(0, 0))], Head(0, 0)),
         "prompt": number("prompt no.", 0, 0, len(pairs) - 1),
     }
 
@@ -392,10 +396,6 @@ def _windows(model: TransformerBridge) -> list[int]:
     return [window for window in _WINDOWS if window <= model.cfg.n_layers]
 
 
-def _name(head: tuple[int, int]) -> str:
-    return ".".join(map(str, head))
-
-
 def _noise(state: dict[str, Any]) -> str:
     draws = f", {state['draws']} draws" if state["draws"] > 1 else ""
     return f"noise scale {state['scale']:g}{draws}"
@@ -407,20 +407,17 @@ def _corruption(state: dict[str, Any], kind: str) -> Corruption:
     return GN(state["site"], scale=state["scale"], draws=state["draws"])
 
 
-def _caption(state: dict[str, Any], corruption: Corruption, found: pd.DataFrame) -> str:
-    """What the picture shows, and what stands out in it."""
+def _caption(state: dict[str, Any], corruption: Corruption) -> str:
+    """What the picture shows."""
     noise = f", {_noise(state)}" if isinstance(corruption, GN) else ""
     prompts = f"{state['n']} prompt{'s' * (state['n'] > 1)}"
     positions = state["positions"]
     where = {"all": "all positions", "each": "each position"}.get(positions, positions)
     window = f" · window {state['window']}" if state["window"] > 1 else ""
-    lines = [
-        f"{state['task']} · {prompts} · {state['corruption']} at {corruption.site}{noise}",
-        f"{state['component']} at {where}{window} · {state['direction']} · {state['metric']}",
-    ]
-    if state["component"] == "head":
-        lines.append(f"heads beyond mean ± 2 SD: {_detected(found)}")
-    return "\n".join(lines)
+    return (
+        f"{state['task']} · {prompts} · {state['corruption']} at {corruption.site}{noise}\n"
+        f"{state['component']} at {where}{window} · {state['direction']} · {state['metric']}"
+    )
 
 
 def _detected(found: pd.DataFrame) -> str:

@@ -7,6 +7,7 @@ it exactly once, as a value.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from patchlib.errors import PatchlibError
-from patchlib.measure.detection import detect, heads_of
-from patchlib.sweep.metrics import METRICS
+from patchlib.files import write_whole
+from patchlib.measure.detection import detect
+from patchlib.sweep.cells import UNITS
+from patchlib.sweep.metrics import label
 
 # Any, as the names of all settings are matplotlib's own.
 _STYLE: Any = {
@@ -54,7 +57,17 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DIVERGING = "RdBu"
 _DETECTION_SD = 2
 _NOT_MEASURED = {"facecolor": "0.88", "edgecolor": "0.55", "hatch": "/////"}
-_WHAT = {"head": "heads", "mlp": "MLPs", "attn": "attention layers", "resid": "residual stream"}
+_WHAT = {
+    "head": "heads",
+    "mlp": "MLPs",
+    "attn": "attention layers",
+    "resid": "residual stream",
+    "resid_mid": "residual stream after attention",
+    "q": "queries",
+    "k": "keys",
+    "v": "values",
+    "pattern": "attention patterns",
+}
 # Inches: the side of a map that stands alone and of one among several, and of its cells.
 _ALONE, _TOGETHER = 2.8, 2.1
 _CELL_MOST, _NAMED_POSITION, _POSITIONS_LEAST = 0.26, 0.36, 1.2
@@ -79,7 +92,7 @@ def heatmap(fx: xr.Dataset, metric: str = "logit_diff", found: bool = True) -> F
 
     Raises:
         PatchlibError: for a metric that the result does not hold, and for dimensions that do not
-            fit on a map.
+            fit on a map, as those of neurons.
 
     Example:
         >>> import patchlib as pl
@@ -98,7 +111,7 @@ def heatmap(fx: xr.Dataset, metric: str = "logit_diff", found: bool = True) -> F
         width, height = _map_size(effect, _ALONE)
         figure, axes = plt.subplots(figsize=(width + 1.4, height + 1.1), layout="compressed")
         image, notes = _draw_map(axes, effect, fx, metric if found else None)
-        axes.set_xlabel(str(effect.dims[1]))
+        axes.set_xlabel(_columns(effect))
         axes.set_ylabel("layer")
         axes.set_title(_title(fx))
         figure.colorbar(image, ax=axes, label=_label(metric), aspect=height / 0.12, pad=0.03)
@@ -160,9 +173,9 @@ def heatmaps(
                 notes |= more
                 figure.colorbar(image, ax=axes, aspect=height / 0.1, pad=0.03)
                 if axes in grid[0]:
-                    axes.set_title(METRICS[metric].label)
+                    axes.set_title(label(metric))
                 if axes in grid[-1]:
-                    axes.set_xlabel(str(effect.dims[1]))
+                    axes.set_xlabel(_columns(effect))
             row[0].set_ylabel("layer")
             row[0].annotate(
                 name,
@@ -401,9 +414,21 @@ def attention(
     shared = bool(tokens) and isinstance(tokens[0], str)
     panels: list[list[str]] = [tokens] * len(titles) if shared else tokens  # type: ignore
     mark = mark or {}
-    _check_attention(values, panels, titles, mark)
-
+    check_attention(values, panels, titles)
     n_panels, n_tokens, _ = values.shape
+    for name, position in mark.items():
+        if not 0 <= position < n_tokens:
+            raise PatchlibError(
+                f"mark has {name!r} at position {position}; allowed are the positions 0 to "
+                f"{n_tokens - 1}. Count from the start of the prompt."
+            )
+    past = values[:, *np.tril_indices(n_tokens)]
+    if not ((past >= -_TOLERANCE) & (past <= 1 + _TOLERANCE)).all():
+        raise PatchlibError(
+            f"patterns has values from {past.min():.3g} to {past.max():.3g}; allowed are "
+            "probabilities from 0 to 1. Give the attention after the softmax, and no differences."
+        )
+
     future = np.triu(np.ones((n_tokens, n_tokens), dtype=bool), k=1)
     side = max(_PER_TOKEN * n_tokens + _LABELS, 2.4)
     size = (side * n_panels + _BAR, side + 0.3)
@@ -439,11 +464,12 @@ def save(figure: Figure, path: str | Path) -> None:
     """
     path = Path(path)
     stem = path.with_suffix("") if path.suffix in (".png", ".pdf") else path
-    stem.parent.mkdir(parents=True, exist_ok=True)
+    # Without a date the same figure gives the same document.
+    options: dict[str, Any] = {"png": {"dpi": 200}, "pdf": {"metadata": {"CreationDate": None}}}
     with plt.rc_context(_STYLE):
-        figure.savefig(f"{stem}.png", dpi=200, bbox_inches="tight")
-        # Without a date the same figure gives the same file.
-        figure.savefig(f"{stem}.pdf", bbox_inches="tight", metadata={"CreationDate": None})
+        for ending, more in options.items():
+            write = partial(figure.savefig, bbox_inches="tight", **more)
+            write_whole(Path(f"{stem}.{ending}"), write)
 
 
 def _require_results(results: Mapping[str, xr.Dataset]) -> None:
@@ -481,7 +507,12 @@ def _effect(fx: xr.Dataset, metric: str) -> xr.DataArray:
 def _map(effect: xr.DataArray) -> xr.DataArray:
     """The effect with layers first and one other dimension."""
     others = [dim for dim in effect.dims if dim != "layer"]
-    if others not in (["head"], ["position"]):
+    if others == ["neuron"]:
+        raise PatchlibError(
+            f"a map has no room for {effect.sizes['neuron']} neurons of a layer: pl.detect(fx) "
+            "lists those that stand out, and fx.effect holds the numbers"
+        )
+    if others not in (["head"], ["kv_head"], ["position"]):
         raise PatchlibError(
             f"this result has the dimensions {', '.join(map(str, effect.dims))}, and a map has "
             "layer and head, or layer and position. Select one position with "
@@ -493,7 +524,7 @@ def _map(effect: xr.DataArray) -> xr.DataArray:
 def _map_size(effect: xr.DataArray, side: float) -> tuple[float, float]:
     """Width and height of a map in inches."""
     rows, columns = effect.shape
-    if effect.dims[1] == "head":
+    if effect.dims[1] in UNITS:
         width = height = _cell(side, max(rows, columns))
     else:
         height = _cell(side, rows)
@@ -525,23 +556,25 @@ def _draw_map(
         vmin=-limit,
         vmax=limit,
         interpolation="none",
-        aspect="equal" if effect.dims[1] == "head" else "auto",
+        aspect="equal" if effect.dims[1] in UNITS else "auto",
     )
     if measured.size < values.size:
         axes.patch.set(**_NOT_MEASURED)
         notes["not measured"] = Patch(**_NOT_MEASURED)  # type: ignore[arg-type]
-    if metric is not None and effect.dims[1] == "head":
+    if metric is not None and effect.dims[1] in UNITS:
         outline: dict[str, Any] = {"fill": False, "edgecolor": "black", "linewidth": 0.9}
-        detected = detect(fx[["effect"]].sel(metric=[metric]), sd=_DETECTION_SD)
-        for sign in ("positive", "negative"):
-            for layer, head in heads_of(detected, metric, sign):
-                row = effect.indexes["layer"].get_loc(layer)
-                column = effect.indexes["head"].get_loc(head)
-                corner = (column - 0.5, row - 0.5)
-                axes.add_patch(Rectangle(corner, 1, 1, clip_on=False, zorder=3, **outline))
+        low, high = sorted(detect(fx[["effect"]].sel(metric=[metric]), sd=_DETECTION_SD).threshold)
+        for row, column in np.argwhere((values > high) | (values < low)):
+            corner = (column - 0.5, row - 0.5)
+            axes.add_patch(Rectangle(corner, 1, 1, clip_on=False, zorder=3, **outline))
         notes[f"beyond mean ± {_DETECTION_SD} SD"] = Patch(**outline)
     _label_cells(axes, effect)
     return image, notes
+
+
+def _columns(effect: xr.DataArray) -> str:
+    """What the columns of a map are."""
+    return str(effect.dims[1]).replace("kv_head", "key/value head")
 
 
 def _label_cells(axes: Axes, effect: xr.DataArray) -> None:
@@ -571,7 +604,7 @@ def _legend(figure: Figure, notes: dict[str, Artist]) -> None:
 
 
 def _label(metric: str) -> str:
-    return f"effect: {METRICS[metric].label}"
+    return f"effect: {label(metric)}"
 
 
 def _title(*results: xr.Dataset) -> str:
@@ -580,13 +613,15 @@ def _title(*results: xr.Dataset) -> str:
     same = {key: value for key, value in first.items() if all(o.get(key) == value for o in others)}
     what, how = "", ""
     if "component" in same:
-        what = f"effect of patching {_WHAT[same['component']]}"
+        what = f"effect of patching {_WHAT.get(same['component'], same['component'])}"
         what += f" in windows of {same['window']}" if same.get("window", 1) != 1 else ""
         what += f" at {same['position']}" if "position" in same else ""
     if "site" in same:
         how = f"{same['corruption']} on" if "corruption" in same else "corrupted:"
         how += f" {same['site']}"
         how += ", noising" if same.get("direction") == "noise" else ""
+        source = same.get("source", "clean run")
+        how += f", from {source}" if source not in ("clean run", "corrupted run") else ""
     where = ", ".join(filter(None, (Path(same.get("model", "")).name, same.get("task", ""))))
     return "\n".join(filter(None, (what, f"{how} ({where})".strip() if where else how)))
 
@@ -629,38 +664,43 @@ def _shown(token: str) -> str:
     return token.replace("\n", "\\n").replace("\t", "\\t").strip() or "␣"
 
 
-def _check_attention(
-    values: np.ndarray, panels: list[list[str]], titles: list[str], mark: dict[str, int]
+def check_attention(
+    values: Float[np.ndarray, "head dest src"],
+    tokens: Sequence[Sequence[str]],
+    names: Sequence[str],
 ) -> None:
-    """Refuse what cannot be drawn."""
+    """Refuses attention that does not fit its tokens and names.
+
+    Args:
+        values: the patterns.
+        tokens: the tokens of each pattern.
+        names: the name of each pattern.
+
+    Raises:
+        PatchlibError: for such attention, and for values that are NaN or infinite.
+    """
     if values.ndim != 3 or 0 in values.shape or values.shape[1] != values.shape[2]:
         raise PatchlibError(
-            f"patterns has the shape {values.shape}; allowed is (panel, dest, src) with as many "
-            "sources as destinations. Stack the patterns of single heads with torch.stack."
+            f"attention has the shape {values.shape}; allowed is (head, dest, src), with at least "
+            "one of each and as many sources as destinations. Index a batch away with "
+            "attention[0]; give one head as attention[None], several with torch.stack."
         )
-    n_panels, n_tokens, _ = values.shape
-    if not n_panels == len(titles) == len(panels):
+    n_heads, n_tokens, _ = values.shape
+    if not n_heads == len(names) == len(tokens):
         raise PatchlibError(
-            f"patterns has {n_panels} panels, titles has {len(titles)} entries and tokens is for "
-            f"{len(panels)} panels; allowed is one of each for every panel. "
-            "Give one title per panel, and one list of tokens per panel or a single list for all."
+            f"attention has {n_heads} patterns for {len(names)} names and the tokens of "
+            f"{len(tokens)}; allowed is one name for each pattern, and one list of tokens for each "
+            "or a single list for all."
         )
-    for title, tokens in zip(titles, panels, strict=True):
-        if len(tokens) != n_tokens:
+    for name, spelt in zip(names, tokens, strict=True):
+        if len(spelt) != n_tokens:
             raise PatchlibError(
-                f"the panel {title!r} has {len(tokens)} tokens for {n_tokens} positions; allowed "
-                "is one token for each position. Give the tokens of the prompt that the attention "
-                "was computed on, with the start token if the model saw one."
+                f"{name!r} has {len(spelt)} tokens for {n_tokens} positions; allowed is one token "
+                "for each. Give the tokens of the prompt that the attention was computed on, with "
+                "the start token if the model saw one."
             )
-    for name, position in mark.items():
-        if not 0 <= position < n_tokens:
-            raise PatchlibError(
-                f"mark has {name!r} at position {position}; allowed are the positions 0 to "
-                f"{n_tokens - 1}. Count from the start of the prompt."
-            )
-    past = values[:, *np.tril_indices(n_tokens)]
-    if not ((past >= -_TOLERANCE) & (past <= 1 + _TOLERANCE)).all():
+    if not np.isfinite(values).all():
         raise PatchlibError(
-            f"patterns has values from {past.min():.3g} to {past.max():.3g}; allowed are "
-            "probabilities from 0 to 1. Give the attention after the softmax, and no differences."
+            "attention holds values that are nan or infinite; allowed are finite numbers. "
+            "Give attention probabilities (after the softmax), not masked scores."
         )
