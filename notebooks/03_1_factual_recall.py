@@ -1263,13 +1263,13 @@ pl.paper.record(
 # ## Exercises
 #
 # **1 (easy). Facts that the model does not know.** The paper keeps all prompts. Keep only those
-# whose answer is the model's first choice (`pl.answered`). How many are dropped, and does the
+# whose answer is the model's first choice (`pl.keep_answered`). How many are dropped, and does the
 # curve change?
 #
 # <details><summary>Solution</summary>
 #
 # ```python
-# kept = pl.answered(model, pairs)
+# kept = pl.keep_answered(model, pairs)
 # print(len(kept), "kept,", kept.settings["dropped"], "dropped")
 # again = sweep(pl.STR("subject"), kept).mean(("prompt", "draw"))
 # print(again.effect.sel(metric="logit_diff").values.round(3))

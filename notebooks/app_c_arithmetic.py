@@ -80,9 +80,9 @@ for pairs in drawn.values():
 # %%
 answered = {}
 for operator, pairs in drawn.items():
-    # pl.answered refuses prompts of which none is answered, so look first.
+    # pl.keep_answered refuses prompts of which none is answered, so look first.
     if (pl.baselines(model, pairs, metrics=["accuracy"]).clean == 1).any():
-        answered[operator] = pl.answered(model, pairs)
+        answered[operator] = pl.keep_answered(model, pairs)
 unanswered = {
     operator: f"the model answers none of the {len(pairs)} prompts tried for {OPERATORS[operator]}"
     for operator, pairs in drawn.items()

@@ -29,7 +29,7 @@ import torch
 from IPython.display import Markdown, display
 
 import patchlib as pl
-from patchlib.sweep.patching import COMPONENTS
+from patchlib.sweep.cells import COMPONENTS
 from patchlib.sweep.runs import Run, run_with_edits
 
 model = pl.load_model()
@@ -411,7 +411,7 @@ display(
 # | the wrong answer r′ of the docstring task (Appendix D) | the variable that replaces C |
 # | how a sum of logits over a set is normalised (Appendix E) | like every logit difference; [Appendix E](app_e_greater_than.ipynb) shows what the sum depends on |
 # | what the error bars of Figure 3 are | standard deviations, named as such |
-# | how many arithmetic prompts are left after wrong ones are dropped, and what is done with answers of several tokens | `pl.answered` counts what it drops; answers of several tokens are refused |
+# | how many arithmetic prompts are left after wrong ones are dropped, and what is done with answers of several tokens | `pl.keep_answered` counts what it drops; answers of several tokens are refused |
 # | why the curve of summed layers for a window of 10 is higher than the sum of the ten values in the figure | not resolved; our sums are sums of the single layers, cut at the ends |
 #
 # Three places where the paper contradicts itself are known: 49.0 % as accuracy and as probability
