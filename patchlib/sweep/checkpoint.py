@@ -116,10 +116,10 @@ def fingerprints(model: TransformerBridge) -> dict[str, object]:
     Raises:
         PatchlibError: for a model with hooks: what they do can be neither kept nor compared.
     """
-    hooked = _hooked(model)
-    if hooked:
+    found = hooked(model)
+    if found:
         raise PatchlibError(
-            f"checkpoint= with hooks on the model, at {', '.join(hooked[:3])}: what hooks do to "
+            f"checkpoint= with hooks on the model, at {', '.join(found[:3])}: what hooks do to "
             "numbers cannot be written down. Remove them, TransformerLens' own with "
             "model.reset_hooks(including_permanent=True) and others by their handles, or leave "
             "checkpoint= out"
@@ -151,7 +151,7 @@ def places(numbers: Sequence[tuple[int, int]]) -> dict[str, tuple[str, list[int]
     return {"prompt": ("instance", list(prompts)), "draw": ("instance", list(draws))}
 
 
-def _hooked(model: TransformerBridge) -> list[str]:
+def hooked(model: TransformerBridge) -> list[str]:
     """The modules with hooks other than those by which the libraries record activations."""
     return [
         name or "the model itself"

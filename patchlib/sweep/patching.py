@@ -28,7 +28,7 @@ from patchlib.prompts.pairs import PromptPairs
 from patchlib.sweep import architectures, fast_engine, frames, hook_engine, results, sources
 from patchlib.sweep import metrics as metric_definitions
 from patchlib.sweep.cells import Limits, parts_of
-from patchlib.sweep.checkpoint import Checkpoint, fingerprints, places
+from patchlib.sweep.checkpoint import Checkpoint, fingerprints, hooked, places
 from patchlib.sweep.code import fingerprint
 from patchlib.sweep.frames import Frame
 from patchlib.sweep.metrics import Metric
@@ -289,6 +289,8 @@ def _patch(
     own = [metric for metric in chosen_metrics if metric not in metric_definitions.METRICS.values()]
     if own:
         settings["own_metrics"] = ", ".join(f"{m.name} ({fingerprint(m.value)})" for m in own)
+    if found := hooked(model):
+        settings["hooks"] = ", ".join(found)
     if type(corruption).__module__ != Corruption.__module__:
         settings["own_corruption"] = fingerprint(type(corruption))
     finished = None
@@ -331,14 +333,18 @@ def _patch(
 
 
 def _require_sense(model: TransformerBridge, pairs: PromptPairs, corruption: Corruption) -> None:
-    if not len(pairs):
-        raise PatchlibError("there are no prompts: give at least one")
+    require_evaluation(model)
+    if not isinstance(pairs, PromptPairs) or not len(pairs):
+        given = "none" if isinstance(pairs, PromptPairs) else f"a {type(pairs).__name__}"
+        raise PatchlibError(
+            f"{given} was given as prompts: give PromptPairs with at least one, from a task such as "
+            "pl.tasks.ioi(model) or from pl.PromptPairs.from_table(model, ...)"
+        )
     if not isinstance(corruption, Corruption):
         raise PatchlibError(
             f"corruption={corruption!r}: give pl.STR(site), pl.GN(site) or a pl.Corruption of your "
             "own, for example pl.STR('S2')"
         )
-    require_evaluation(model)
 
 
 def _choose_engine(

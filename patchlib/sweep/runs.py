@@ -14,6 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.tools.analysis._model_state import require_eval_mode
 
 from patchlib.errors import PatchlibError
+from patchlib.models.loading import require_bridge
 from patchlib.prompts.corruption import Corruption
 from patchlib.prompts.pairs import PromptPairs
 from patchlib.sweep.cells import Limits
@@ -147,8 +148,9 @@ def require_evaluation(model: TransformerBridge) -> None:
     """Refuses a model in training mode.
 
     Raises:
-        PatchlibError: for such a model.
+        PatchlibError: for such a model, and for one that TransformerLens does not hold.
     """
+    require_bridge(model)
     try:
         require_eval_mode(model, operation="activation patching")
     except ValueError as error:
