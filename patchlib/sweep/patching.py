@@ -335,9 +335,9 @@ def _patch(
 def _require_sense(model: TransformerBridge, pairs: PromptPairs, corruption: Corruption) -> None:
     require_evaluation(model)
     if not isinstance(pairs, PromptPairs) or not len(pairs):
-        given = "none" if isinstance(pairs, PromptPairs) else f"a {type(pairs).__name__}"
+        given = "" if isinstance(pairs, PromptPairs) else f" in a {type(pairs).__name__}"
         raise PatchlibError(
-            f"{given} was given as prompts: give PromptPairs with at least one, from a task such as "
+            f"there are no prompts{given}: give PromptPairs with at least one, from a task such as "
             "pl.tasks.ioi(model) or from pl.PromptPairs.from_table(model, ...)"
         )
     if not isinstance(corruption, Corruption):
