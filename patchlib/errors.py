@@ -1,4 +1,4 @@
-"""The one exception of the package, and the one check that everything needs."""
+"""The one exception of the package, and the checks that everything needs."""
 
 from __future__ import annotations
 
@@ -37,3 +37,26 @@ def whole(name: str, value: object, least: int, most: int | None = None) -> int:
             return number
     allowed = f"from {least} to {most}" if most is not None else f"of at least {least}"
     raise PatchlibError(f"{name}={value!r}: give a whole number {allowed}")
+
+
+def require_bridge(model: object) -> None:
+    """Refuses every model but those that `patchlib.load_model` returns.
+
+    Args:
+        model: what was given as the model.
+
+    Raises:
+        PatchlibError: for a plain Hugging Face model, for example.
+
+    Example:
+        >>> import patchlib as pl
+        >>> require_bridge(pl.load_model("mini"))
+    """
+    from transformer_lens.model_bridge import TransformerBridge
+
+    if not isinstance(model, TransformerBridge):
+        raise PatchlibError(
+            f"a {type(model).__name__} was given as the model: give what pl.load_model returns. It "
+            "loads a Hugging Face model from the folder that its own and its tokenizer's "
+            "save_pretrained wrote"
+        )

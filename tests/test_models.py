@@ -219,9 +219,25 @@ def test_a_gpu_that_is_not_there_is_refused():
         pl.load_model("mini", device="cuda")
 
 
-def test_a_plain_hugging_face_model_is_refused(tiny_folders):
+def test_a_plain_hugging_face_model_is_refused_everywhere(tiny_folders, tiny_gpt2):
     network = AutoModelForCausalLM.from_pretrained(tiny_folders("gpt2"))
+    pairs, swap = pl.tasks.ioi(tiny_gpt2, n=4), pl.STR("S2")
     with pytest.raises(pl.PatchlibError, match=r"GPT2LMHeadModel.*folder.*save_pretrained"):
         pl.load_model(network)
-    with pytest.raises(pl.PatchlibError, match=r"GPT2LMHeadModel.*what pl\.load_model returns"):
-        describe(network)
+    row = {"clean": "one two", "corrupted": "two two", "answer": "one", "wrong_answer": "two"}
+    for ask in (
+        lambda: pl.tasks.ioi(network, n=4),
+        lambda: pl.tasks.factual_recall(network, n=4),
+        lambda: pl.PromptPairs.from_table(network, [row]),
+        lambda: pl.patch(network, pairs, corruption=swap),
+        lambda: pl.patch_together(network, pairs, ["0.1"], corruption=swap),
+        lambda: pl.baselines(network, pairs),
+        lambda: pl.keep_answered(network, pairs),
+        lambda: pl.ood(network, pairs, swap),
+        lambda: pl.attention_patterns(network, pairs, ["0.1"]),
+        lambda: pl.copying_score(network, pairs, ["0.1"]),
+        lambda: pl.experiments.estimate(network, "3_1_ioi"),
+        lambda: describe(network),
+    ):
+        with pytest.raises(pl.PatchlibError, match=r"GPT2LMHeadModel.*what pl\.load_model returns"):
+            ask()

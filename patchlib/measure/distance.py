@@ -13,7 +13,7 @@ from jaxtyping import Float
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities import get_act_name
 
-from patchlib.errors import PatchlibError
+from patchlib.errors import PatchlibError, require_bridge
 from patchlib.models.loading import describe
 from patchlib.prompts.corruption import Corruption
 from patchlib.prompts.pairs import PromptPairs
@@ -98,6 +98,7 @@ def ood(
     _require_lengths(pairs, reference)
     if positions is None:
         positions = _site(pairs, corruption)
+    require_bridge(model)
     names = [positions] if isinstance(positions, str) else list(positions)
     if not names:
         raise PatchlibError("positions=[]: give a named position, or None for the corrupted one")

@@ -18,7 +18,7 @@ from transformer_lens.model_bridge.sources.tl_legacy import TL_LEGACY_PREFIXES
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as hf_logging
 
-from patchlib.errors import PatchlibError
+from patchlib.errors import PatchlibError, require_bridge
 from patchlib.files import DATA
 from patchlib.models import smollm2
 
@@ -270,23 +270,3 @@ def describe(model: TransformerBridge) -> dict[str, str]:
         "device": str(weights.device),
         "weight_processing": "compatibility mode" if processed else "none",
     }
-
-
-def require_bridge(model: object) -> None:
-    """Refuses every model that TransformerLens does not hold.
-
-    Args:
-        model: what was given as a model.
-
-    Raises:
-        PatchlibError: for a plain Hugging Face model, for example.
-
-    Example:
-        >>> require_bridge(load_model("mini"))
-    """
-    if not isinstance(model, TransformerBridge):
-        raise PatchlibError(
-            f"a {type(model).__name__} was given as the model: give what pl.load_model returns. It "
-            "loads a Hugging Face model from the folder that its own and its tokenizer's "
-            "save_pretrained wrote"
-        )

@@ -18,7 +18,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from patchlib import tasks
-from patchlib.errors import PatchlibError
+from patchlib.errors import PatchlibError, require_bridge
 from patchlib.files import DATA
 from patchlib.prompts.pairs import PromptPairs, TokenizedPrompt
 from patchlib.sweep.cells import Limits, layers_before
@@ -58,6 +58,7 @@ def settings(name: str, model: TransformerBridge) -> dict[str, Any]:
         >>> settings("app_c_arithmetic", pl.load_model("mini"))["positions"]
         'last'
     """
+    require_bridge(model)
     everything = json.loads(EXPERIMENTS.read_text(encoding="utf-8"))
     if name not in everything:
         raise PatchlibError(f"no experiment {name!r}: allowed are {', '.join(everything)}")

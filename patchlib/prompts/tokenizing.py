@@ -7,7 +7,7 @@ from typing import Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
-from patchlib.errors import PatchlibError
+from patchlib.errors import PatchlibError, require_bridge
 from patchlib.prompts.prompt import Prompt, Span
 
 
@@ -46,6 +46,7 @@ def starts_with_bos(model: TransformerBridge, prepend_bos: bool | None) -> bool:
         PatchlibError: where such a token is asked for and there is none, for an answer other than
             yes and no, and for a tokenizer that does not say where its tokens are.
     """
+    require_bridge(model)
     tokenizer = model.tokenizer
     if not getattr(tokenizer, "is_fast", False):
         raise PatchlibError(

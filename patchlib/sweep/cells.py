@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from patchlib.errors import PatchlibError, whole
+from patchlib.errors import PatchlibError, require_bridge, whole
 from patchlib.heads import Head
 
 COMPONENTS = {
@@ -87,6 +87,7 @@ def unit_of(model: TransformerBridge, activation: str) -> tuple[str, int] | None
     have fewer units, which TransformerLens numbers by themselves: results call them ``kv_head``,
     and a ``head`` is always a head of its own query.
     """
+    require_bridge(model)
     heads = int(model.cfg.n_heads)
     if activation in ("z", "q", "pattern"):
         return "head", heads
@@ -197,6 +198,7 @@ class Limits:
             PatchlibError: for a batch size that is not a positive whole number, and for a budget
                 that is not a positive number.
         """
+        require_bridge(model)
         rows = None if batch_size == "auto" else whole("batch_size", batch_size, 1)
         if memory_budget is None:
             device = torch.device(str(model.cfg.device))

@@ -13,8 +13,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.tools.analysis._model_state import require_eval_mode
 
-from patchlib.errors import PatchlibError
-from patchlib.models.loading import require_bridge
+from patchlib.errors import PatchlibError, require_bridge
 from patchlib.prompts.corruption import Corruption
 from patchlib.prompts.pairs import PromptPairs
 from patchlib.sweep.cells import Limits

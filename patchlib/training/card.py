@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from patchlib.files import IS_CHECKOUT
 from patchlib.models.loading import MINI, load_model
@@ -66,22 +67,28 @@ def mixture_table() -> str:
     return "\n".join(["| documents | share |", "|---|---|", *rows])
 
 
+def put(path: Path, sections: dict[str, str]) -> None:
+    """Writes text between the markers of a card, such as ``<!-- skills -->``.
+
+    Args:
+        path: the card.
+        sections: the text for each pair of markers.
+    """
+    card = path.read_text(encoding="utf-8")
+    for name, text in sections.items():
+        before, rest = card.split(f"<!-- {name} -->")
+        _, after = rest.split(f"<!-- /{name} -->")
+        card = f"{before}<!-- {name} -->\n{text}\n<!-- /{name} -->{after}"
+    path.write_text(card, encoding="utf-8")
+
+
 def main() -> None:
     """Puts fresh numbers between the markers of the card."""
     if not IS_CHECKOUT:
         raise SystemExit("mini's card is in patchlib's repository: run this in a clone of it")
-    path = MINI / "README.md"
     measured = skills_table(evaluate())
-    card = path.read_text(encoding="utf-8")
-    for name, table in (
-        ("skills", measured),
-        ("training", training_table()),
-        ("mixture", mixture_table()),
-    ):
-        before, rest = card.split(f"<!-- {name} -->")
-        _, after = rest.split(f"<!-- /{name} -->")
-        card = f"{before}<!-- {name} -->\n{table}\n<!-- /{name} -->{after}"
-    path.write_text(card, encoding="utf-8")
+    sections = {"skills": measured, "training": training_table(), "mixture": mixture_table()}
+    put(MINI / "README.md", sections)
     print(measured)
 
 
