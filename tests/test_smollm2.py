@@ -24,6 +24,7 @@ import patchlib as pl
 from patchlib import files
 from patchlib.models import smollm2 as fetched
 from patchlib.models.loading import describe
+from patchlib.training import smollm2_card
 
 CARD = files.DATA / "models" / "smollm2.md"
 WEIGHTS = b"weights"
@@ -296,3 +297,38 @@ def test_it_computes_what_transformers_does(smollm2) -> None:
         expected = network(tokens).logits
         torch.testing.assert_close(smollm2(tokens), expected, atol=1e-3, rtol=1e-4)
     assert tokenizer.decode(expected[0, -1].argmax()) == " Tokyo"
+
+
+def numbers(row: str) -> list[float]:
+    """Of a row of the card: prompts, logit difference, P(r), P(r'), r over r', r on top."""
+    return [float(cell) for cell in row.strip(" |").split(" | ")[1:]]
+
+
+@pytest.fixture(scope="module")
+def skills() -> dict[str, list[float]]:
+    """The card's table of skills."""
+    table = CARD.read_text("utf-8").split("<!-- skills -->\n")[1].split("\n<!-- /skills -->")[0]
+    rows = table.splitlines()[2:]
+    return {row.strip(" |").split(" | ")[0]: numbers(row) for row in rows}
+
+
+@pytest.mark.parametrize("label", ["IOI, the first 100", "Addition"])
+def test_the_card_says_what_a_fresh_evaluation_measures(smollm2, skills, label) -> None:
+    assert list(skills) == list(smollm2_card.ROWS)
+    # One prompt in a hundred may tip over on another processor.
+    fresh = numbers(smollm2_card.row(smollm2, label))
+    assert skills[label] == pytest.approx(fresh, abs=0.011)
+
+
+def test_a_beginning_of_sequence_token_makes_it_worse(skills) -> None:
+    """Which is why plain prompts get none."""
+    without, after = skills["IOI, the first 100"], skills["the same after `<|im_start|>`"]
+    for measured in (1, 2, 5):
+        assert without[measured] > after[measured]
+
+
+def test_it_has_the_skills_of_the_papers_tasks(skills) -> None:
+    for label, (prompts, difference, *_, over, _) in skills.items():
+        assert prompts >= 18, label
+        assert difference > 1, label
+        assert over > 0.8, label
