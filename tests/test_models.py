@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,6 +108,30 @@ def test_a_folder_goes_by_its_path_and_not_by_its_name(copied, monkeypatch):
         assert model.cfg.n_layers == 3
         assert describe(model)["model"] == str(folder.resolve())
         assert not pl.paper.is_model("GPT-2 small", describe(model)["model"])
+
+
+def test_a_model_of_the_hub_goes_by_its_name_and_commit(tiny_folders, tmp_path):
+    """Here from the cache of downloads, laid out as huggingface_hub does."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cached = tmp_path / "models--gpt2"
+    shutil.copytree(tiny_folders("gpt2"), cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    program = f"""
+        import patchlib as pl
+        from patchlib.models.loading import describe
+        for name, revision in (("gpt2", None), ("gpt2", {commit!r})):
+            facts = describe(pl.load_model(name, revision=revision))
+            print(facts["model"], facts["revision"])
+    """
+    # A fresh process, since the folder of downloads is settled on import.
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env=os.environ | {"HF_HUB_CACHE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == f"gpt2 {commit}\n" * 2, done.stderr
 
 
 # transformers fills what is missing with random numbers: two loads would give two models.

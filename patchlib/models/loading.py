@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources import boot_tl_legacy
@@ -117,7 +118,9 @@ def load_model(
             hf_logging.enable_progress_bar()
     model.eval()
     model.cfg.model_name = name
-    model.cfg.revision = _fingerprint(Path(source)) if is_folder else _commit(model, revision)
+    model.cfg.revision = (
+        _fingerprint(Path(source)) if is_folder else _commit(model, source, revision)
+    )
     if name == "smollm2":
         # Its beginning-of-sequence token opens a turn of a chat and is of no use to plain text.
         model.cfg.default_prepend_bos = False
@@ -223,10 +226,13 @@ def _weights(folder: Path) -> list[Path]:
     return sorted((*folder.glob("*.safetensors"), *folder.glob("*.bin")))
 
 
-def _commit(model: TransformerBridge, revision: str | None) -> str:
+def _commit(model: TransformerBridge, source: str, revision: str | None) -> str:
+    """The commit on the hub, after which the cache calls the folder of the files."""
     config = getattr(model.original_model, "config", None)
-    commit = getattr(config, "_commit_hash", None)
-    return str(commit or revision or "unknown")
+    # TransformerLens knows some models by several names, the cache by one.
+    repository = getattr(config, "_name_or_path", None) or source
+    file = try_to_load_from_cache(repository, "config.json", revision=revision)
+    return Path(file).parent.name if isinstance(file, str) else str(revision or "unknown")
 
 
 def _fingerprint(folder: Path) -> str:

@@ -87,8 +87,8 @@ def tokenize(
             one token covers two named positions; where the prompt is longer than the model's
             context, or begins with a second beginning of sequence.
     """
-    tokenizer = model.tokenizer
-    before = (tokenizer.bos_token_id,) if starts_with_bos(model, prepend_bos) else ()
+    has_bos, tokenizer = starts_with_bos(model, prepend_bos), model.tokenizer
+    before = (tokenizer.bos_token_id,) if has_bos else ()
     texts = [prompt.text, *prompt.corrupted.values()]
     encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
     bare, *changed = map(tuple, encoded["input_ids"])
