@@ -5,8 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from memory import Memory
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import patchlib as pl
+from patchlib.models.loading import MINI
 
 METRICS = ("logit_diff", "prob", "kl", "accuracy")
 
@@ -22,7 +25,10 @@ def test_they_are_those_of_a_sweep(mini, corruption):
         ours = runs[name].transpose("metric", "prompt")
         np.testing.assert_allclose(ours, fx[name].transpose("metric", "prompt"), atol=1e-5)
     assert float(runs.clean.sel(metric="kl").max()) == 0
-    assert runs.attrs.items() >= corruption.describe().items()
+    assert runs.attrs.items() >= (pairs.describe() | corruption.describe()).items()
+    assert {name: runs.attrs[name] for name in runs.attrs} == {
+        name: fx.attrs[name] for name in runs.attrs
+    }
 
 
 def test_without_a_corruption_there_is_one_run(mini):
@@ -64,3 +70,53 @@ def test_the_other_answer(mini):
     wrong = pl.baselines(mini, pairs, metrics=["wrong_prob"]).clean
     right = pl.baselines(mini, exchanged, metrics=["prob"]).clean
     np.testing.assert_allclose(wrong.values, right.values, atol=1e-7)
+
+
+def test_the_memory_budget_is_kept_and_changes_nothing(tiny_gpt2):
+    pairs = pl.tasks.ioi(tiny_gpt2, n=500)
+    everything = pl.baselines(tiny_gpt2, pairs, pl.STR("S2"))
+    budget = 8 * 2**20
+    with Memory(tiny_gpt2) as memory:
+        runs = pl.baselines(tiny_gpt2, pairs, pl.STR("S2"), memory_budget=budget)
+        with pytest.raises(pl.PatchlibError, match="answers none"):
+            pl.keep_answered(tiny_gpt2, pairs, memory_budget=budget)
+    assert memory.most <= budget
+    for name in ("clean", "corrupted"):
+        np.testing.assert_allclose(runs[name], everything[name], rtol=1e-4, atol=1e-4)
+    with pytest.raises(pl.PatchlibError, match="one prompt of 15 tokens needs"):
+        pl.baselines(tiny_gpt2, pairs, memory_budget=1000)
+
+
+def margin(logits: torch.Tensor) -> torch.Tensor:
+    """How far the most likely token leads, in nats."""
+    best = logits.topk(2).values
+    return best[..., 0] - best[..., 1]
+
+
+def test_a_metric_of_one_s_own(mini):
+    pairs = pl.tasks.ioi(mini, n=5)
+    runs = pl.baselines(mini, pairs, metrics=["prob", margin])
+    assert runs.metric.values.tolist() == ["prob", "margin"]
+    with torch.no_grad():
+        logits = mini(pairs.clean_tokens)[:, -1]
+    np.testing.assert_allclose(runs.clean.sel(metric="margin"), margin(logits), rtol=1e-4)
+
+
+def test_a_model_that_overflows_is_refused(tmp_path):
+    """Also where attention and copying are asked for, which read no logits."""
+    model = AutoModelForCausalLM.from_pretrained(MINI)
+    with torch.no_grad():
+        model.transformer.h[3].mlp.c_fc.bias[0] = torch.inf
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(MINI).save_pretrained(tmp_path)
+    broken = pl.load_model(tmp_path)
+    pairs = pl.tasks.ioi(broken, n=4)
+    for call in (
+        lambda: pl.baselines(broken, pairs),
+        lambda: pl.keep_answered(broken, pairs),
+        lambda: pl.attention_patterns(broken, pairs, ["1.0"]),
+        lambda: pl.copying_score(broken, pairs, ["1.0"]),
+        lambda: pl.ood(broken, pairs, pl.STR("S2")),
+    ):
+        with pytest.raises(pl.PatchlibError, match="NaN or infinite for 4 of 4 prompts"):
+            call()

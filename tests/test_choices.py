@@ -122,6 +122,22 @@ def test_heads_have_no_windows(mini):
         Study(mini, pl.tasks.ioi(mini, n=2), windows=(1, 3))
 
 
+@pytest.mark.parametrize(("component", "unit"), [("k", "kv_head"), ("q", "head")])
+def test_heads_that_share_keys(tiny_folders, component, unit):
+    """Their keys are not theirs alone, and are not called by their number."""
+    model = pl.load_model(tiny_folders("llama"))
+    study = Study(model, pl.tasks.ioi(model, n=4), component)
+    found = pl.detect(study.fx(Choice("S2")))
+    names = [head for heads in found.heads for head in heads]
+    assert sorted(name[1:] for name in study.detected(Choice("S2"))) == sorted(names)
+    assert all(name.startswith("kv") == (unit == "kv_head") for name in names)
+    figure = study.figure(Choice("S2"), Choice("S2", metric="kl"))
+    title = figure.axes[0].get_legend().get_title().get_text()
+    assert title == {"kv_head": "key/value heads", "head": "heads"}[unit]
+    with pytest.raises(pl.PatchlibError, match=f"windows=.*component='{component}'"):
+        Study(model, pl.tasks.ioi(model, n=2), component, windows=(3,))
+
+
 def test_a_study_of_one_wide_window_has_that_window(mini):
     pairs = pl.tasks.ioi(mini, n=2)
     study = Study(mini, pairs, "mlp", windows=(3,))

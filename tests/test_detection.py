@@ -65,7 +65,7 @@ def test_layers_are_no_heads():
     layers = effects().isel(head=0, drop=True).sel(position=["b"])
     found = pl.detect(layers, sd=1)
     assert found.heads.iloc[0] == ["0"]
-    with pytest.raises(pl.PatchlibError, match="layers, .* or neurons: 0"):
+    with pytest.raises(pl.PatchlibError, match=r"layers, .* or neurons: 0"):
         pl.heads_of(found, "kl")
 
 
@@ -74,3 +74,40 @@ def test_what_was_not_measured_is_not_found_to_be_none():
     rows = pl.paper.compare_heads({"STR": pl.detect(missing)}, model="mini")
     rows = rows[(rows.corruption == "STR") & (rows.metric == "kl")]
     assert rows["this run"].tolist() == ["not measured", "not measured"]
+
+
+def test_other_units_have_names_of_their_own():
+    """A key/value head is no head: its number means another one."""
+    shared = effects().rename(head="kv_head")
+    found = pl.detect(shared)
+    assert heads(found, "b", "positive") == ["kv0.0"]
+    assert heads(found, "b", "negative") == ["kv3.4"]
+    with pytest.raises(pl.PatchlibError, match=r"no heads but .*: kv0\.0"):
+        pl.heads_of(found[found.position == "b"], "kl")
+    neurons = pl.detect(effects().rename(head="neuron"))
+    assert heads(neurons, "a", "positive") == ["neuron1.2"]
+
+
+def test_heads_are_pairs_that_print_as_heads():
+    found = pl.detect(effects())
+    several = pl.heads_of(found[found.position == "b"], "kl")
+    assert several == [(0, 0)]
+    assert str(several) == "0.0"
+
+
+def test_the_strongest_come_first():
+    fx = effects().sel(position=["b"])
+    fx.effect[0, 1, 3], fx.effect[0, 2, 2] = 7.0, -6.0
+    found = pl.detect(fx, sd=1)
+    assert heads(found, "b", "positive") == ["1.3", "0.0"]
+    assert heads(found, "b", "negative") == ["2.2", "3.4"]
+
+
+def test_what_makes_no_sense_is_refused():
+    for sd in (-1, float("nan"), True, "2"):
+        with pytest.raises(pl.PatchlibError, match=f"sd={sd!r}: give a number"):
+            pl.detect(effects(), sd=sd)
+    assert pl.detect(effects(), sd=np.float32(2)).equals(pl.detect(effects()))
+    with pytest.raises(pl.PatchlibError, match=r"no dimension 'layer'.*layer=\[5\]"):
+        pl.detect(effects().sel(layer=1))
+    assert pl.detect(effects(), shared="position").equals(pl.detect(effects(), shared=["position"]))

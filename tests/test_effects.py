@@ -39,6 +39,13 @@ def test_windows_that_make_no_sense():
         pl.sum_windows(single().rename(layer="head"), 3)
 
 
+def test_layers_that_were_left_out_are_missed():
+    """A sum of layers that are no neighbours would pass for a window."""
+    for layers in ([0, 1, 3], [3, 4, 5], [2, 1, 0]):
+        with pytest.raises(pl.PatchlibError, match=f"of the layers {', '.join(map(str, layers))}"):
+            pl.sum_windows(single().sel(layer=layers), 3)
+
+
 def test_a_linear_model_has_nothing_beyond_the_sum():
     """Where layers add up, restoring them jointly is the sum of restoring each."""
     effects = np.array([0.1, 0.4, 0.2, 0.3])
@@ -118,6 +125,24 @@ def test_an_interval_covers_the_prompts_that_have_the_position(mini):
     one = [i for i, has in enumerate(there) if has][:1]
     rest = [i for i, has in enumerate(there) if not has]
     assert pl.interval(fx.isel(prompt=one + rest)).low.sel(position="middle_subject").isnull().all()
+
+
+def test_the_numbers_of_an_interval(mini):
+    pairs = pl.tasks.ioi(mini, n=5)
+    options = {"corruption": pl.STR("S2"), "metrics": ["prob"], "progress": False}
+    fx = pl.patch(mini, pairs, "mlp", keep_prompts=True, **options)
+    plain = pl.interval(fx, 0.9, 50, 1)
+    taken = pl.interval(fx, np.float32(0.9), np.int64(50), np.int64(1))
+    xr.testing.assert_allclose(plain, taken)
+    assert {plain.attrs[name] for name in ("n_resamples", "resampling_seed")} == {50, 1}
+    for name, values in {
+        "confidence": (0, 1, True, "0.9", float("nan")),
+        "n_resamples": (0, 1.5, True, "10"),
+        "seed": (-1, 1.5, True, None),
+    }.items():
+        for value in values:
+            with pytest.raises(pl.PatchlibError, match=f"{name}={value!r}: give a"):
+                pl.interval(fx, **{name: value})
 
 
 def test_windows_may_be_numpy_s_numbers(mini):

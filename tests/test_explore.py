@@ -1,6 +1,6 @@
 """The explorer, driven as a page drives it: by setting the values of its controls."""
 
-import importlib
+import dataclasses
 import threading
 import time
 from collections.abc import Callable
@@ -12,12 +12,11 @@ from IPython.core.interactiveshell import InteractiveShell
 from transformer_lens.model_bridge import TransformerBridge
 
 import patchlib as pl
+from patchlib.show import explorer as module
+from patchlib.show.explorer import Explorer, explore
 from patchlib.show.picture import png_of
 from patchlib.sweep.metrics import METRICS
 
-# `pl.explore` is the function; the module of that name is asked for by its full name.
-module = importlib.import_module("patchlib.show.explorer")
-explore, Explorer = module.explore, module.Explorer
 ALL_METRICS = list(METRICS)
 
 
@@ -305,6 +304,43 @@ def test_attention_is_kept(explorer: Explorer, monkeypatch: pytest.MonkeyPatch) 
     assert patterns.during(choose(explorer, "prompt", 1)) == 3
     assert patterns.during(choose(explorer, "prompt", 0)) == 0
     assert patterns.during(choose(explorer, "metric", "kl")) == 0
+
+
+def test_prompts_of_one_text_have_their_own_attention(tiny_gpt2: TransformerBridge) -> None:
+    """The second has other corrupted tokens, the third another position."""
+    pairs = pl.tasks.ioi(tiny_gpt2, n=2)
+    first, second = pairs.prompts
+    other = dataclasses.replace(
+        first, corrupted=first.corrupted | {"S2": first.corrupted["S2"][:-1] + second.clean[1:2]}
+    )
+    moved = dataclasses.replace(first, positions=first.positions | {"S2": (1,)})
+    pairs = dataclasses.replace(pairs, prompts=(first, other, moved))
+    assert len(set(pairs.texts)) == 1
+    explorer = explore(tiny_gpt2, pairs, show=False)
+    for number in range(3):
+        explorer.controls["prompt"].value = number
+        panels = explorer.attention_figure.axes[:-1]
+        runs = (None, pl.STR("S2"), pl.GN("S2"))
+        for axes, corruption in zip(panels, runs, strict=True):
+            head = explorer.controls["head"].value
+            pattern = pl.attention_patterns(tiny_gpt2, pairs[[number]], [head], corruption)
+            image = np.ma.filled(axes.images[0].get_array(), 0)
+            assert np.allclose(np.nan_to_num(image), np.tril(pattern[0, 0]), atol=1e-6)
+
+
+def test_every_component_can_be_chosen(tiny_folders: Callable) -> None:
+    """Where heads share keys and values, those are maps of their own."""
+    model = pl.load_model(tiny_folders("llama"))
+    explorer = explore(model, pl.tasks.ioi(model, n=2), show=False)
+    sizes = {"k": 2, "v": 2, "q": 4, "pattern": 4, "head": 4, "resid_mid": None, "mlp": None}
+    assert set(sizes) < set(explorer.controls["component"].options)
+    assert "neuron" not in explorer.controls["component"].options
+    for component, units in sizes.items():
+        explorer.controls["component"].value = component
+        assert explorer.error == ""
+        assert shown(explorer).shape == ((3,) if units is None else (3, units))
+        assert ("beyond mean" in explorer.figure.get_suptitle()) == (units is not None)
+        assert explorer.controls["window"].disabled == (units is not None)
 
 
 def test_detected_heads_come_first(explorer: Explorer) -> None:

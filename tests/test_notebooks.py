@@ -6,7 +6,9 @@ from pathlib import Path
 import jupytext
 import nbformat
 import pytest
+import xarray as xr
 
+from patchlib import notebooks
 from patchlib.notebooks import NOTEBOOKS
 
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.py"))
@@ -84,3 +86,18 @@ def test_a_notebook_begins_and_ends_as_all_do(name):
     if name != "notation_and_settings":
         assert "## Summary" in text and "## Exercises" in text
         assert re.search(r"paper( \((GPT-2|GPT-2 XL|GPT-J|attn-only-4l)\))? +this run", printed)
+
+
+def test_what_cannot_be_kept_leaves_what_was_kept(monkeypatch, tmp_path):
+    """Also while somebody reads it: the new file takes the place of the old one as a whole."""
+    monkeypatch.setattr(notebooks, "BUILD", tmp_path)
+    path = tmp_path / "results" / "some.nc"
+    notebooks.keep("some", xr.Dataset({"x": ("layer", [1.0, 2.0])}))
+    with xr.open_dataset(path) as reading:
+        notebooks.keep("some", xr.Dataset({"x": ("layer", [3.0, 4.0])}))
+        assert reading.x.values.tolist() == [1.0, 2.0]
+    assert xr.load_dataset(path).x.values.tolist() == [3.0, 4.0]
+    with pytest.raises(TypeError):
+        notebooks.keep("some", xr.Dataset({"x": 5.0}, attrs={"what": object()}))
+    assert xr.load_dataset(path).x.values.tolist() == [3.0, 4.0]
+    assert [*path.parent.iterdir()] == [path]

@@ -1,19 +1,17 @@
 """Distances from the clean distribution: closed forms, the control, and what is refused."""
 
 import dataclasses
-import importlib
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
+from memory import Memory
 
 import patchlib as pl
-
-# `pl.ood` is the function; the module of that name is asked for by its full name.
-module = importlib.import_module("patchlib.measure.distance")
-distance, ledoit_wolf = module.distance, module.ledoit_wolf
+from patchlib.measure.distance import distance, ledoit_wolf
 
 
 def normal(seed: int, n: int, width: int) -> np.ndarray:
@@ -107,6 +105,105 @@ def test_each_half_is_measured_by_the_other(tiny_gpt2):
         np.testing.assert_allclose(ratio, theirs.corrupted / theirs.clean.values, rtol=1e-4)
 
 
+def turned_round(pairs: pl.PromptPairs, site: str) -> list:
+    """The corrupted prompts as clean ones, with the clean ones as corrupted."""
+    return [
+        dataclasses.replace(p, clean=p.corrupted[site], corrupted={site: p.clean})
+        for p in pairs.prompts
+    ]
+
+
+@pytest.mark.parametrize("order", ["beside", "after"])
+def test_a_corrupted_twin_is_not_fitted_to(tiny_gpt2, order):
+    """Where every prompt is there in both directions, replacing is as near as doing nothing."""
+    pairs = pl.tasks.ioi(tiny_gpt2, n=9)
+    both = zip(pairs.prompts, turned_round(pairs, "S2"), strict=True)
+    prompts = [prompt for pair in both for prompt in pair]
+    if order == "after":
+        prompts = prompts[::2] + prompts[1::2]
+    far = pl.ood(tiny_gpt2, dataclasses.replace(pairs, prompts=tuple(prompts)), pl.STR("S2"))
+    np.testing.assert_allclose(far.corrupted.mean(("draw", "prompt")), 1, rtol=1e-6)
+    assert far.attrs["n_fitted"] == 8
+
+
+def test_copies_change_nothing(tiny_gpt2):
+    """In the same half as the first of them, and in the fit once."""
+    pairs = pl.tasks.ioi(tiny_gpt2, n=9)
+    once = pl.ood(tiny_gpt2, pairs, pl.STR("S2"))
+    twice = pl.ood(tiny_gpt2, pairs[[*range(9), *range(9)]], pl.STR("S2"))
+    for name in ("clean", "corrupted"):
+        expected = np.concatenate([once[name]] * 2, axis=-1)
+        np.testing.assert_allclose(twice[name], expected, rtol=1e-5)
+    reference = pl.tasks.ioi(tiny_gpt2, n=30)[9:]
+    again = reference[[*range(21), *range(21)]]
+    one, other = (
+        pl.ood(tiny_gpt2, pairs, pl.GN("S2"), reference=some) for some in (reference, again)
+    )
+    np.testing.assert_allclose(one.corrupted, other.corrupted, rtol=1e-5)
+    assert one.attrs["n_fitted"] == other.attrs["n_fitted"] == 21
+
+
+def test_a_reference_with_corrupted_twins_is_refused(tiny_gpt2):
+    pairs = pl.tasks.ioi(tiny_gpt2, n=9)
+    reference = dataclasses.replace(
+        pairs, prompts=(*pairs.prompts[3:], *turned_round(pairs[:2], "S2"))
+    )
+    with pytest.raises(pl.PatchlibError, match="2 of 3 prompts are in the reference, clean or"):
+        pl.ood(tiny_gpt2, pairs[:3], pl.STR("S2"), reference=reference)
+    # Noise runs no other prompt's tokens.
+    assert pl.ood(tiny_gpt2, pairs[:3], pl.GN("S2"), reference=reference).attrs["n_fitted"] == 8
+
+
+@pytest.mark.parametrize(
+    ("corruption", "least", "more"), [(pl.STR("S2"), 1, 8), (pl.GN("S2", draws=2), 4, 16)]
+)
+def test_less_memory_gives_the_same_distances(tiny_gpt2, corruption, least, more):
+    """Noise needs the standard deviation of all embeddings, too."""
+    pairs = pl.tasks.ioi(tiny_gpt2, n=500)
+    reference = pl.ood(tiny_gpt2, pairs, corruption)
+    with pytest.raises(pl.PatchlibError, match=r"one layer of 500 prompts need") as refused:
+        pl.ood(tiny_gpt2, pairs, corruption, memory_budget=1000)
+    smallest = int(str(refused.value).split("give memory_budget=")[1].split()[0])
+    for budget in (least * smallest, np.int64(more * smallest)):
+        with Memory(tiny_gpt2) as memory:
+            far = pl.ood(tiny_gpt2, pairs, corruption, memory_budget=budget)
+        assert memory.most <= budget
+        xr.testing.assert_allclose(far, reference, rtol=1e-4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shift(pl.Corruption):
+    """Adds the same number to every entry of an embedding."""
+
+    by: float = 1.0
+
+    def noise(self, model, pairs, draw):
+        noise = torch.zeros(*pairs.clean_tokens.shape, model.cfg.d_model)
+        for row, at in enumerate(pairs.at(self.site)):
+            noise[row, list(at)] = self.by
+        return noise
+
+
+def test_a_corruption_of_one_s_own(tiny_gpt2):
+    pairs = pl.tasks.ioi(tiny_gpt2, n=8)
+    nothing, something = (pl.ood(tiny_gpt2, pairs, Shift("S2", by=by)) for by in (0.0, 5.0))
+    np.testing.assert_allclose(nothing.corrupted[:, 0], nothing.clean)
+    assert (something.corrupted[:, 0] != something.clean).all()
+    attrs = something.attrs
+    assert (attrs["corruption"], attrs["by"], attrs["site"]) == ("Shift", 5.0, "S2")
+    with pytest.raises(pl.PatchlibError, match="NaN or infinite"):
+        pl.ood(tiny_gpt2, pairs, Shift("S2", by=float("nan")))
+
+
+def test_the_settings_are_all_there(tiny_gpt2):
+    everything = pl.tasks.ioi(tiny_gpt2, n=12, prepend_bos=True)
+    pairs, reference = everything[:6], everything[6:]
+    attrs = pl.ood(tiny_gpt2, pairs, pl.GN("S2", scale=2), reference=reference, shrinkage=1).attrs
+    assert attrs.items() >= {**pairs.describe(), **pl.GN("S2", scale=2.0).describe()}.items()
+    assert (attrs["reference"], attrs["asked_shrinkage"]) == (reference.fingerprint, 1.0)
+    assert attrs["activation"] == "resid_post"
+
+
 def test_the_seed_decides(tiny_gpt2):
     pairs = pl.tasks.ioi(tiny_gpt2, n=8)
     once, again, other = (
@@ -142,6 +239,8 @@ def test_the_position_is_the_site_or_the_last_token(tiny_gpt2):
 
 def test_what_makes_no_sense_is_refused(tiny_gpt2):
     pairs = pl.tasks.ioi(tiny_gpt2, n=8)
+    end = pairs.prompts[0].clean[-1]
+    same_end = pairs[[prompt.clean[-1] == end for prompt in pairs.prompts]]
     facts = pl.tasks.factual_recall(tiny_gpt2, n=20)
     shorter = dataclasses.replace(
         pairs, prompts=tuple(dataclasses.replace(p, clean=p.clean[:-1]) for p in pairs.prompts)
@@ -150,6 +249,7 @@ def test_what_makes_no_sense_is_refused(tiny_gpt2):
     for message, options in {
         "activation='z'": {"activation": "z"},
         "shrinkage=2": {"shrinkage": 2},
+        "shrinkage='1'": {"shrinkage": "1"},
         "cannot be inverted": {"shrinkage": 0},
         "unknown position": {"positions": "nowhere"},
         r"positions=\[\]": {"positions": []},
@@ -158,18 +258,14 @@ def test_what_makes_no_sense_is_refused(tiny_gpt2):
         "one prompt|1 prompt": {"reference": pl.tasks.ioi(tiny_gpt2, n=9)[8:]},
         "nothing is a distance": {"positions": "last", "activation": "resid_pre"},
     }.items():
-        chosen = _constant(pairs) if message == "nothing is a distance" else pairs
         with pytest.raises(pl.PatchlibError, match=message):
-            pl.ood(tiny_gpt2, chosen, pl.STR("S2"), **options)
+            pl.ood(tiny_gpt2, same_end, pl.STR("S2"), **options)
     with pytest.raises(pl.PatchlibError, match=r"give pl\.STR"):
         pl.ood(tiny_gpt2, pairs, "STR")  # type: ignore[arg-type]
-    with pytest.raises(pl.PatchlibError, match="at least 4"):
-        pl.ood(tiny_gpt2, pairs[:3], pl.STR("S2"))
+    for few in (pairs[:3], pairs[[0, 1, 2] * 3]):
+        with pytest.raises(pl.PatchlibError, match=f"{len(few)} prompts, 3 of them .* at least 4"):
+            pl.ood(tiny_gpt2, few, pl.STR("S2"))
     with pytest.raises(pl.PatchlibError, match="by_length"):
         pl.ood(tiny_gpt2, facts, pl.STR("subject"))
     with pytest.raises(pl.PatchlibError, match="tokens in a prompt"):
         pl.ood(tiny_gpt2, same, pl.STR("subject"), "subject")
-
-
-def _constant(pairs: pl.PromptPairs) -> pl.PromptPairs:
-    return dataclasses.replace(pairs, prompts=pairs.prompts[:1] * 6)

@@ -302,6 +302,46 @@ def test_a_single_prompt_has_no_error_bars() -> None:
     assert axes.get_ylabel() == "attention probability\nmean over heads"
 
 
+def test_a_map_of_key_value_heads() -> None:
+    fx = result("layer", "head").rename(head="kv_head").assign_attrs(component="k")
+    axes = plot.heatmap(fx, "kl").axes[0]
+    assert np.array_equal(shown(axes), fx.effect.sel(metric="kl").values)
+    assert axes.get_xlabel() == "key/value head"
+    assert axes.get_title().startswith("effect of patching keys\n")
+    assert [f"kv{head}" for head in outlined(axes)] == found(fx, "kl") != []
+
+
+def test_chosen_layers_and_heads_keep_their_numbers() -> None:
+    fx = result("layer", "head").sel(layer=[1, 5, 7], head=[0, 4])
+    fx.effect[:, 0, 1] = np.nan
+    axes = plot.heatmap(fx).axes[0]
+    assert ticks(axes.yaxis) == ["1", "5", "7"] and ticks(axes.xaxis) == ["0", "4"]
+    assert np.argwhere(np.isnan(shown(axes))).tolist() == [[0, 1]]
+
+
+def test_a_metric_of_one_s_own_has_its_name() -> None:
+    fx = result("layer", "head").assign_coords(metric=["my_margin", "prob", "kl"])
+    assert plot.heatmap(fx, "my_margin").axes[1].get_ylabel() == "effect: my margin"
+    assert plot.heatmaps({"STR": fx}, "my_margin").axes[0].get_title() == "my margin"
+
+
+def test_the_title_says_where_other_activations_come_from() -> None:
+    fx = result("layer", source="zeros")
+    assert plot.curve(fx).axes[0].get_title().endswith("STR on S2, from zeros (mini, ioi)")
+    fx.attrs["source"] = "clean run"
+    assert plot.curve(fx).axes[0].get_title().endswith("STR on S2 (mini, ioi)")
+
+
+def test_a_figure_that_fails_leaves_the_old_files(tmp_path: Path) -> None:
+    figure = plot.curve(result("layer"))
+    plot.save(figure, tmp_path / "a")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    figure.axes[0].set_title("$\\nowhere$")
+    with pytest.raises(ValueError, match="nowhere"):
+        plot.save(figure, tmp_path / "a")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 @pytest.mark.parametrize("name", ["deep/er/a", "a.png", "v1.5"])
 def test_save_writes_a_picture_and_a_document(tmp_path: Path, name: str) -> None:
     figure = plot.curve(result("layer"))
@@ -345,6 +385,7 @@ def test_figures_are_legible_and_shown_only_as_a_value(draw: Callable[[], Figure
         (lambda: plot.heatmap(result("layer").drop_vars("effect")), ["pl.patch"]),
         (lambda: plot.heatmap(result()), ["'layer'", "patch_together"]),
         (lambda: plot.heatmap(result("layer", "head", "position")), ["fx.sel(position"]),
+        (lambda: plot.heatmap(result("layer", "head").rename(head="neuron")), ["6 neurons"]),
         (lambda: plot.heatmaps({"STR": result("layer")}, ["kl"]), ["plot.curve"]),
         (lambda: plot.heatmaps({}, ["kl"]), ["no result"]),
         (lambda: plot.heatmaps({"STR": result("layer", "head")}, []), ["no metrics"]),

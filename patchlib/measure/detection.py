@@ -77,7 +77,7 @@ def detect(fx: xr.Dataset, sd: float = 2.0, shared: str | Sequence[str] = ()) ->
         pool = fx.effect.sel(alone) if shared else effect
         mean, spread = float(pool.mean()), float(pool.std(ddof=0))
         for sign, name in ((1, "positive"), (-1, "negative")):
-            threshold = mean + sign * sd * spread
+            threshold = mean + sign * float(sd) * spread
             found = effect[sign * effect > sign * threshold]
             order = np.argsort(-sign * found.values, kind="stable")
             heads = found.cell.values[order].tolist()
