@@ -31,9 +31,8 @@ help:  ## List the targets
 # The root is the repository and not notebooks/, so that JupyterLab sees jupytext.toml.
 # Jupyter refuses to start as root unless told to.
 lab: $(INSTALLED)  ## Install what is missing and open the notebooks in JupyterLab
-	@test -n "$$PATCHLIB_MODEL" || $(FETCH) \
-	  || { echo "The notebooks run on mini instead." >&2; export PATCHLIB_MODEL=mini; }; \
-	$(BIN)/jupyter lab --ip=127.0.0.1 --ServerApp.root_dir="$(CURDIR)" \
+	@$(FETCH) || echo "Everything still runs on mini." >&2
+	@PATCHLIB_MODEL=$(or $(PATCHLIB_MODEL),mini) $(BIN)/jupyter lab --ip=127.0.0.1 --ServerApp.root_dir="$(CURDIR)" \
 	  --LabApp.default_url=/lab/tree/$(START) \
 	  $$(test "$$(id -u)" -ne 0 || echo --allow-root) $(LAB_ARGS)
 
