@@ -104,21 +104,28 @@ def ood(
         raise PatchlibError("positions=[]: give a named position, or None for the corrupted one")
 
     folds = _folds(pairs, corruption, reference)
-    n_layers, n_runs = int(model.cfg.n_layers), 1 + corruption.draws
-    values = np.empty((n_runs, n_layers, len(names), len(pairs)))
+    draws = (None, *range(corruption.draws))
+    n_layers, width = int(model.cfg.n_layers), int(model.cfg.d_model)
+    values = np.empty((len(draws), n_layers, len(names), len(pairs)))
     used = np.empty((len(folds), n_layers, len(names)))
-    at_once, left = _share(model, pairs, reference, n_runs, len(names), memory_budget)
+    memory = Limits.of(model, "auto", memory_budget).memory
+    # What one layer leaves behind, in double precision, with a copy of what is measured; and what
+    # it takes of a run.
+    left = 12 * len(names) * width * (len(draws) * len(pairs) + len(reference or ()))
+    length = len(pairs.prompts[0].clean)
+    run, layer = row_bytes(model, length), left + 4 * length * width
+    if memory < run + layer:
+        raise PatchlibError(
+            f"memory_budget={memory}: the activations of one layer of {len(pairs)} prompts need "
+            f"{run + layer} bytes; give memory_budget={run + layer} or more, or fewer prompts"
+        )
+    at_once = min(n_layers, max(1, (memory - run) // (2 * layer)))
     for start in range(0, n_layers, at_once):
         layers = range(n_layers)[start : start + at_once]
         hooks = [get_act_name(activation, layer) for layer in layers]
-
-        def vectors(
-            prompts: PromptPairs, draw: int | None = None, hooks: list[str] = hooks
-        ) -> Vectors:
-            return _vectors(model, prompts, corruption, draw, hooks, names, left)
-
-        runs = [vectors(pairs, draw) for draw in (None, *range(corruption.draws))]
-        clean = runs[0] if reference is None else vectors(reference)
+        what = corruption, hooks, names, memory - at_once * left
+        runs = [_vectors(model, pairs, draw, *what) for draw in draws]
+        clean = runs[0] if reference is None else _vectors(model, reference, None, *what)
         for (number, (fitted, measured)), (row, layer), place in product(
             enumerate(folds), enumerate(layers), range(len(names))
         ):
@@ -271,34 +278,11 @@ def _folds(
     return [(once[1], numbers[0]), (once[0], numbers[1])]
 
 
-def _share(
-    model: TransformerBridge,
-    pairs: PromptPairs,
-    reference: PromptPairs | None,
-    n_runs: int,
-    n_places: int,
-    memory_budget: float | None,
-) -> tuple[int, int]:
-    """How many layers are kept at a time, and how many bytes are left to run the model with."""
-    memory = Limits.of(model, "auto", memory_budget).memory
-    length, width = len(pairs.prompts[0].clean), int(model.cfg.d_model)
-    # In double precision, and a copy of what is measured.
-    kept = 12 * n_places * width * (n_runs * len(pairs) + len(reference or ()))
-    run, layer = row_bytes(model, length), kept + 4 * length * width
-    if memory < run + layer:
-        raise PatchlibError(
-            f"memory_budget={memory}: the activations of one layer of {len(pairs)} prompts need "
-            f"{run + layer} bytes; give memory_budget={run + layer} or more, or fewer prompts"
-        )
-    at_once = min(int(model.cfg.n_layers), max(1, (memory - run) // (2 * layer)))
-    return at_once, memory - at_once * kept
-
-
 def _vectors(
     model: TransformerBridge,
     pairs: PromptPairs,
-    corruption: Corruption,
     draw: int | None,
+    corruption: Corruption,
     hooks: Sequence[str],
     names: Sequence[str],
     memory_budget: int,
