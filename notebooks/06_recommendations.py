@@ -527,7 +527,7 @@ display(
 #
 # `pl.advise` takes the results of one study and returns the cautions that apply, each with the
 # section and the numbers that gave rise to it. The paper gives no thresholds; those of the package
-# are named constants in `patchlib/advice.py`, chosen there, and no caution is no proof that all is
+# are named constants in `patchlib/paper/advice.py`, chosen there, and no caution is no proof that all is
 # well. First a study that does most things as they should not be done.
 
 # %%

@@ -230,8 +230,8 @@ pl.notebooks.show(pd.DataFrame(layer_names))
 # %%
 # claim: every component of pl.patch is an activation of this model
 for name, hook in COMPONENTS.items():
-    where = "attn." if hook == "z" else ""
-    if not (attention_only and name == "mlp"):
+    where = "attn." if hook in ("z", "q", "k", "v", "pattern") else "mlp." * (hook == "post")
+    if not (attention_only and name in ("mlp", "neuron", "resid_mid")):
         assert f"blocks.{layer}.{where}hook_{hook}" in model.hook_dict
 
 # %% [markdown]

@@ -46,6 +46,7 @@ PAPERS_MODEL = {
     "app_d_docstring": "attn-only-4l",
     "app_g_factual_recall_details": "gpt-j-6b",
 }
+NAMES = sorted(path.stem for path in notebooks.NOTEBOOKS.glob("*.py"))
 
 
 def gpt2_tokenizer() -> PreTrainedTokenizerFast:
@@ -119,19 +120,28 @@ def apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     plt.close("all")
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in notebooks.NOTEBOOKS.glob("*.py")))
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        *((name, PAPERS_MODEL.get(name, "gpt2")) for name in NAMES),
+        # Heads that share keys and values.
+        ("03_2_out_of_distribution", "llama"),
+    ],
+)
 def test_a_notebook_runs_on_a_model_of_the_papers_shape(
     name: str,
+    shape: str,
     request: pytest.FixtureRequest,
     random_models: Callable[[str], Path],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    shape = PAPERS_MODEL.get(name, "gpt2")
     if shape == "attn-only-4l":
         request.getfixturevalue("attn_only_4l")
         model = shape
+    elif shape == "llama":
+        model = str(request.getfixturevalue("tiny_folders")(shape))
     else:
         model = str(random_models(shape))
     monkeypatch.setenv("PATCHLIB_MODEL", model)
