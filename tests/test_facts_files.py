@@ -11,7 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 import patchlib as pl
 from patchlib.errors import PatchlibError
-from patchlib.tasks import facts
+from patchlib.tasks import facts, published_facts, tokens
 
 Write = Callable[[Any], Path]
 LOADERS = (facts.from_known1000, facts.from_counterfact, facts.from_paired_facts)
@@ -115,7 +115,7 @@ def test_every_fact_is_in_one_pair_or_in_the_report(
     assert sorted(reasons) == [1, 2, 4, 5, 6, 7, 8, 9, 10, 11]
     assert reasons[1] == reasons[2] == "no partner with another answer is left"
     assert reasons[4] == "the same prompt is there already"
-    assert reasons[5] == "no other prompt of its relation and template has as many tokens"
+    assert reasons[5] == "no other subject of its relation and template has as many tokens"
     assert reasons[6] == "fewer than 2 facts of this relation and template"
     assert reasons[7] == "the answer is not one token for this model"
     assert reasons[8] == "no answer"
@@ -178,11 +178,11 @@ def test_a_subject_that_cannot_be_found_is_refused(write: Write, mini: Transform
 def test_the_subject_is_where_the_sentences_differ(
     one: str, other: str, subjects: tuple, write: Write, mini: TransformerBridge
 ) -> None:
-    (found, start) = facts._differing(one, other)
+    (found, start) = published_facts._differing(one, other)
     assert found == subjects
     assert one[start:].startswith(subjects[0])
     assert other[start:].startswith(subjects[1])
-    if facts._n_tokens(mini, one) == facts._n_tokens(mini, other):
+    if tokens.count(mini, one) == tokens.count(mini, other):
         path = write([published(one, other, [" Dublin", " London"])])
         (pair,) = facts.from_paired_facts(path, mini).pairs
         assert pair.subjects == subjects

@@ -5,12 +5,17 @@ import itertools
 import json
 import random
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import gpt2_encoding
+from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import WordLevel
 from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedTokenizerFast
 
 import patchlib as pl
 from patchlib.prompts.pairs import PromptPairs, TokenizedPrompt
@@ -72,6 +77,20 @@ def test_the_seed_decides_the_prompts(tiny_gpt2, task):
     assert function(tiny_gpt2, n=3, seed=3).texts == texts[:3]
     assert function(tiny_gpt2, n=5, seed=4).texts != texts
     assert len(set(texts)) == 5
+
+
+@pytest.mark.parametrize(
+    ("task", "text"),
+    [
+        ("arithmetic", "25 + 45 = 70\n21 + 15 = 36\n21 + 25 ="),
+        ("factual_recall", "Marcel Proust grew up in a home where people spoke"),
+        ("greater_than", "The contract lasted from the year 1141 to the year 11"),
+        ("ioi", "At lunch Ronald and George talked quietly. Then George lent the bag to"),
+    ],
+)
+def test_the_prompts_of_a_seed_stay_the_same(pairs_of, task, text):
+    """Numbers that were published with a seed can be had again."""
+    assert pairs_of(task).texts[0] == text
 
 
 @pytest.mark.parametrize("task", pl.tasks.__all__)
@@ -514,3 +533,207 @@ def test_facts_have_the_recorded_lengths():
     for sentence, length in listing:
         for encode in [ENCODINGS[name] for name in ENCODINGS if name != "recorded"]:
             assert len(encode(sentence)) + 1 == length
+
+
+# SmolLM2's tokens, and those of others
+
+
+def spell(model: TransformerBridge, prompt: TokenizedPrompt, name: str) -> str:
+    return model.tokenizer.decode([prompt.clean[i] for i in prompt.positions[name]])
+
+
+def one_by_one(model: TransformerBridge, tokens: tuple[int, ...]) -> list[str]:
+    return [model.tokenizer.decode([token]) for token in tokens]
+
+
+def test_ioi_has_one_length_and_names_of_one_token(smollm2):
+    """Kyle, Brandon and Donna are two tokens there, and one template is longer than the others."""
+    pairs = pl.tasks.ioi(smollm2, n=500)
+    assert pairs.clean_tokens.shape == (500, 14)
+    for site in ("S2", "S1", "IO", "S1+IO", "ABC"):
+        assert pl.STR(site).tokens(pairs).shape == (500, 14)
+    left_out = {"templates": 1, "names": 3, "places": 1, "objects": 0}
+    assert pairs.settings["left_out"] == left_out
+    assert pairs.settings["refused"] == 0
+    for prompt in pairs.prompts:
+        assert [len(prompt.positions[name]) for name in ("IO", "S1", "S2")] == [1, 1, 1]
+        assert not prompt.text.startswith("Yesterday")
+        assert not {"Kyle", "Brandon", "Donna"} & set(words(prompt.text))
+
+
+def test_greater_than_asks_for_the_next_digit(smollm2):
+    """Of 45 the years 46 to 49 begin with the 4, too, and so do 40 to 44."""
+    pairs = pl.tasks.greater_than(smollm2, n=200)
+    assert pairs.settings["form"].startswith("digit by digit")
+    assert pairs.settings["left_out"] == {"nouns": 2}
+    assert len({len(prompt.clean) for prompt in pairs.prompts}) == 1
+    for prompt in pairs.prompts:
+        noun, century, year, end = re.fullmatch(
+            r"The (\w+) lasted from the year (\d\d)(\d\d) to the year (\d\d)", prompt.text
+        ).groups()
+        assert spell(smollm2, prompt, "noun") == f" {noun}"
+        assert [len(prompt.positions[name]) for name in ("noun", "XX", "YY", "end")] == [1, 2, 2, 2]
+        found = [spell(smollm2, prompt, name) for name in ("XX", "YY", "end", "last")]
+        assert found == [century, year, end, end[1]]
+        assert century == end
+        tens = int(year[0])
+        assert one_by_one(smollm2, prompt.answers) == [str(d) for d in range(tens + 1, 10)]
+        assert one_by_one(smollm2, prompt.wrong_answers) == [str(d) for d in range(tens)]
+        assert 1 <= tens <= 8
+        replaced = f"year {century}01 to"
+        assert replaced in smollm2.tokenizer.decode(prompt.corrupted["YY"])
+        assert changed(prompt, "YY") <= where(prompt, "YY")
+
+
+@pytest.mark.parametrize(("operator", "count"), [("+", 36), ("-", 36), ("*", 23)])
+def test_arithmetic_of_one_digit(smollm2, operator, count):
+    """The prompt ends with the space that GPT-2 has in its answers."""
+    pairs = pl.tasks.arithmetic(smollm2, n=150, operator=operator)
+    assert pairs.settings["form"].startswith("digit by digit")
+    assert len({len(prompt.clean) for prompt in pairs.prompts}) == 1
+    assert len(set(pairs.texts)) == 150
+    asked = set()
+    for prompt in pairs.prompts:
+        *shots, last = prompt.text.split("\n")
+        for line in shots:
+            left, right = line.split(" = ")
+            assert eval(left) == int(right) in range(1, 10)
+        left, right = last.split(" = ")
+        assert right == ""
+        assert one_by_one(smollm2, prompt.answers) == [str(eval(left))]
+        other = smollm2.tokenizer.decode(prompt.corrupted["X3+Y3"]).split("\n")[-1]
+        assert one_by_one(smollm2, prompt.wrong_answers) == [str(eval(other.split(" = ")[0]))]
+        assert prompt.answers != prompt.wrong_answers
+        assert all(not line.startswith(left) for line in shots)
+        x, _, y = left.split(" ")
+        assert [spell(smollm2, prompt, name) for name in ("X3", "Y3")] == [x, y]
+        asked.add(left)
+    assert len(asked) == count
+
+
+def test_other_tokenizers_keep_their_forms(pairs_of):
+    for task in ("greater_than", "arithmetic"):
+        assert pairs_of(task).settings["form"].startswith("numbers of several digits")
+
+
+def split_at(expression: str, texts: list[str], folder: Path) -> TransformerBridge:
+    """A model with random weights for which the matches of an expression are the tokens."""
+    pieces = pre_tokenizers.Split(Regex(expression), "isolated")
+    found = sorted({piece for text in texts for piece, _ in pieces.pre_tokenize_str(text)})
+    tokenizer = Tokenizer(WordLevel({piece: i for i, piece in enumerate(["?", *found])}, "?"))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pieces, decoders.Fuse()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="?")
+    configuration = GPT2Config(
+        vocab_size=len(fast) + 4,
+        n_layer=1,
+        n_head=1,
+        n_embd=8,
+        n_positions=64,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    AutoModelForCausalLM.from_config(configuration).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return pl.load_model(folder)
+
+
+def ioi_texts() -> list[str]:
+    drawn = list(indirect_objects.prompts(random.Random(0)))
+    return [text for one in drawn for text in (one.text, *one.answers, *one.corrupted.values())]
+
+
+def test_ioi_where_most_names_are_split(tmp_path):
+    """Capital words of more than four letters are two tokens: the length is that of short names."""
+    model = split_at(r" ?[A-Z][a-z]{0,3}| ?[a-z]+|\S", ioi_texts(), tmp_path)
+    short = [name for name in indirect_objects.NAMES if len(name) <= 4]
+    pairs = pl.tasks.ioi(model, n=20)
+    assert len({len(prompt.clean) for prompt in pairs.prompts}) == 1
+    assert pairs.settings["left_out"]["names"] == len(indirect_objects.NAMES) - len(short)
+    for prompt in pairs.prompts:
+        assert {spell(model, prompt, name).strip() for name in ("IO", "S1", "S2")} <= set(short)
+    possible = sum(indirect_objects.is_held_out(*two) for two in itertools.permutations(short, 2))
+    with pytest.raises(pl.PatchlibError, match=f"ask for at most {possible}"):
+        pl.tasks.ioi(model, n=1000)
+
+
+@pytest.mark.parametrize(("task", "kind"), [("ioi", "names"), ("greater_than", "nouns")])
+def test_where_each_letter_is_a_token(tmp_path, task, kind):
+    model = split_at(r".", ioi_texts(), tmp_path)
+    with pytest.raises(pl.PatchlibError, match=f"0 of .* {kind} are one token"):
+        getattr(pl.tasks, task)(model, n=1)
+
+
+def test_greater_than_with_tokens_of_three_digits(tmp_path):
+    """ "1745" is "174" and "5": no token is YY."""
+    drawn = list(itertools.islice(years.prompts(random.Random(0)), 2000))
+    texts = [text for one in drawn for text in (one.text, *one.answers, *one.corrupted.values())]
+    model = split_at(r" ?[A-Za-z]+|\d{1,3}|\s", texts, tmp_path)
+    assert one_by_one(model, tokens_of(model, " 1745")) == [" ", "174", "5"]
+    with pytest.raises(pl.PatchlibError, match="one token covers both XX and YY"):
+        pl.tasks.greater_than(model, n=1)
+
+
+# Facts that SmolLM2 knows
+
+
+@pytest.fixture(scope="module")
+def known() -> list[facts.FactPair]:
+    return facts.read(facts.SMOLLM2_FACTS)
+
+
+def test_the_facts_of_smollm2_are_many_and_sound(known):
+    """Each sentence comes once, and no relation makes up more than a tenth of the pairs."""
+    assert len(known) >= 145
+    sentences = [sentence for pair in known for sentence in pair.sentences]
+    assert len(set(sentences)) == len(sentences)
+    counts = Counter(pair.category for pair in known)
+    assert len(counts) >= 10
+    assert max(counts.values()) <= len(known) / 10
+    for pair in known:
+        assert pair.phrasing == 0
+        assert pair.answers[0] != pair.answers[1]
+        assert pair.sentences[0].replace(*pair.subjects) == pair.sentences[1]
+        for sentence, answer in zip(pair.sentences, pair.answers, strict=True):
+            assert answer.strip().lower() not in sentence.lower()
+
+
+def test_the_facts_of_smollm2_fit_its_tokens(known, smollm2):
+    """Subjects of two tokens or more, in the same places of both sentences."""
+    pairs = pl.tasks.factual_recall(smollm2, n=2 * len(known))
+    assert pairs.settings["refused"] == 0
+    content = facts.SMOLLM2_FACTS.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()[:16]
+    assert pairs.settings["facts"] == f"paired_facts_smollm2.json sha256:{digest}"
+    sides = {prompt.text: prompt for prompt in pairs.prompts}
+    for pair, entry in zip(known, json.loads(content), strict=True):
+        one, other = (sides[sentence] for sentence in pair.sentences)
+        assert one.positions == other.positions
+        assert len(one.positions["subject"]) >= 2
+        assert (one.corrupted["subject"], other.corrupted["subject"]) == (other.clean, one.clean)
+        assert (one.answers, one.wrong_answers) == (other.wrong_answers, other.answers)
+        assert entry["length"] == len(one.clean)
+
+
+@torch.no_grad()
+def test_smollm2_knows_its_facts(known, smollm2):
+    """In both directions; of each relation the first two pairs."""
+    counts: Counter[str] = Counter()
+    some = [pair for pair in known if counts.update([pair.category]) or counts[pair.category] <= 2]
+    pairs = pl.tasks.factual_recall(smollm2, n=2 * len(some), facts=some)
+    for _, group in pairs.by_length():
+        assert torch.equal(smollm2(group.clean_tokens)[:, -1].argmax(-1), group.answers)
+
+
+def test_the_facts_file_can_be_chosen(mini, smollm2):
+    """By default it is the one for the model's tokens, whatever the model is called."""
+    assert facts.own_file(mini) == facts.PAIRED_FACTS
+    assert facts.own_file(smollm2) == facts.SMOLLM2_FACTS
+    drawn = pl.tasks.factual_recall(smollm2, n=10, path=str(facts.PAIRED_FACTS))
+    assert drawn.settings["facts"].startswith("paired_facts.json sha256:")
+    assert drawn.settings["facts"] == pl.tasks.factual_recall(mini, n=1).settings["facts"]
+
+
+@pytest.mark.parametrize("task", pl.tasks.__all__)
+def test_what_is_no_model_is_refused(task):
+    with pytest.raises(pl.PatchlibError, match="a str was given as the model"):
+        getattr(pl.tasks, task)("gpt2")

@@ -2,21 +2,25 @@
 
 All prompts are held out: `mini` was trained on the same templates with other names, years,
 arguments and operands. Facts are the exception, since a fact can only be recalled after it was
-learnt. Every task takes the model first, since its tokenizer decides what is one token.
+learnt. Every task takes the model first: its tokenizer decides what is one token, and so which
+prompts fit and which form greater-than and arithmetic have. ``pairs.settings`` says what came of
+it.
 """
 
 import dataclasses
+import hashlib
+import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformer_lens.model_bridge import TransformerBridge
 
 from patchlib.errors import PatchlibError
-from patchlib.prompts.pairs import PromptPairs, TokenizedPrompt, draw
-from patchlib.prompts.prompt import Prompt
-from patchlib.tasks import docstrings, indirect_objects, sums, years
-from patchlib.tasks.facts import PAIRED_FACTS, FactPair, read
+from patchlib.prompts.pairs import PromptPairs, draw
+from patchlib.prompts.tokenizing import TokenizedPrompt
+from patchlib.tasks import docstrings, indirect_objects, sums, tokens, years
+from patchlib.tasks.facts import FactPair, own_file, read
 
 __all__ = ["arithmetic", "docstring", "factual_recall", "greater_than", "ioi"]
 
@@ -37,9 +41,11 @@ def ioi(
         Pairs with the positions ``IO``, ``S1``, ``S2``, ``last``; r is the indirect object and r'
         the subject. Token replacement at ``S2`` (the paper's; by the indirect object), ``S1``,
         ``IO``, ``S1+IO`` (by unrelated names) and ``ABC`` (all three; p_ABC of Section 4.2).
+        Every name is one token, and all prompts have one length; ``settings`` says how much was
+        ``left_out`` for that.
 
     Raises:
-        PatchlibError: where n is larger than the number of held-out prompts.
+        PatchlibError: where n is larger than the number of held-out prompts that fit.
 
     Example:
         >>> import patchlib as pl
@@ -47,8 +53,9 @@ def ioi(
         >>> sorted(pairs.positions)
         ['IO', 'S1', 'S2', 'last']
     """
-    settings = {"n": n, "seed": seed}
-    prompts = indirect_objects.prompts(random.Random(f"ioi {seed}"))
+    words = indirect_objects.fitting(model)
+    prompts = indirect_objects.prompts(random.Random(f"ioi {seed}"), words)
+    settings = {"n": n, "seed": seed, "left_out": words.left_out}
     return draw(model, prompts, n, "ioi", settings, prepend_bos)
 
 
@@ -57,7 +64,7 @@ def factual_recall(
     n: int = 100,
     seed: int = 0,
     phrasing: int = 0,
-    path: Path | None = None,
+    path: str | os.PathLike[str] | None = None,
     prepend_bos: bool | None = None,
     facts: Sequence[FactPair] | None = None,
 ) -> PromptPairs:
@@ -68,7 +75,9 @@ def factual_recall(
         n: how many ordered pairs; each pair of facts gives two, one in each direction.
         seed: seeds the draw.
         phrasing: which of a relation's phrasings, counted from zero.
-        path: a facts file in the form of ``data/paired_facts.json``; that file where None.
+        path: a facts file in the form of ``data/paired_facts.json``; where None, that file, or
+            for a model with SmolLM2's tokenizer ``data/paired_facts_smollm2.json``, the facts
+            that SmolLM2 knows. ``settings`` names the file, with its content's hash.
         prepend_bos: whether a beginning-of-sequence token comes first (the paper's choice); the
             model's default where None.
         facts: pairs of facts in place of a file, such as ``from_known1000(...).pairs`` of
@@ -92,7 +101,13 @@ def factual_recall(
     """
     if facts is not None and path is not None:
         raise PatchlibError(f"path={path} and facts were given: give one of them")
-    everything = read(path or PAIRED_FACTS) if facts is None else list(facts)
+    if facts is None:
+        file = Path(path or own_file(model))
+        everything = read(file)
+        source = f"{file.name} sha256:{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
+    else:
+        everything = list(facts)
+        source = f"{len(everything)} pairs given"
     if not everything:
         raise PatchlibError(
             "there are no pairs of facts: give a file or pairs; the report of what a published "
@@ -105,9 +120,7 @@ def factual_recall(
     sides = [(pair, side) for pair in pairs for side in (0, 1)]
     rng = random.Random(f"facts {seed}")
     prompts = (pair.prompt(side) for pair, side in rng.sample(sides, len(sides)))
-    settings: dict[str, object] = {"n": n, "seed": seed, "phrasing": phrasing}
-    if facts is not None:
-        settings["facts"] = f"{len(everything)} pairs given"
+    settings = {"n": n, "seed": seed, "phrasing": phrasing, "facts": source}
     return draw(model, prompts, n, "factual_recall", settings, prepend_bos, _split_subject)
 
 
@@ -133,7 +146,8 @@ def greater_than(
 
     Args:
         model: the model that will run the prompts; years that it does not split as [XX][YY] are
-            left out, as in the paper.
+            left out, as in the paper. Where each digit is a token, as in SmolLM2, the answer is
+            the next digit: above the tens digit of YY right, below it wrong, that digit neither.
         n: how many prompts.
         seed: seeds the draw.
         prepend_bos: whether a beginning-of-sequence token comes first; the model's default where
@@ -142,6 +156,8 @@ def greater_than(
     Returns:
         Pairs with the positions ``noun``, ``XX``, ``YY``, ``end``, ``last``; r is the set of
         years after YY and r' the set before it (Appendix E); token replacement at ``YY``, by 01.
+        ``settings`` says as ``form`` which tokens the answers are, and why, and how many nouns
+        were ``left_out`` as they are not one token.
 
     Raises:
         PatchlibError: where n is larger than the number of held-out prompts.
@@ -152,8 +168,18 @@ def greater_than(
         >>> pairs.answers.ndim
         2
     """
-    prompts = years.prompts(random.Random(f"years {seed}"))
-    return draw(model, prompts, n, "greater_than", {"n": n, "seed": seed}, prepend_bos)
+    by_digit = tokens.splits_digits(model)
+    nouns = tokens.single(model, "nouns", years.NOUNS)
+    prompts = years.prompts(random.Random(f"years {seed}"), nouns, by_digit)
+    left_out = {"nouns": len(years.NOUNS) - len(nouns)}
+    settings = {"n": n, "seed": seed, "form": _FORM[by_digit], "left_out": left_out}
+    return draw(model, prompts, n, "greater_than", settings, prepend_bos)
+
+
+_FORM = {
+    False: "numbers of several digits, since the tokenizer has tokens for them",
+    True: "digit by digit, since the tokenizer makes each digit a token",
+}
 
 
 def docstring(
@@ -194,7 +220,9 @@ def arithmetic(
     """Two-operand arithmetic with two worked examples: "... 12 + 7 =" → " 19".
 
     Args:
-        model: the model that will run the prompts.
+        model: the model that will run the prompts. Where its tokenizer makes each digit a token,
+            operands and results have one digit, and the prompt ends with the space before the
+            answer: "... 2 + 5 = " → "7".
         n: how many prompts.
         seed: seeds the draw.
         operator: ``+``, ``-`` or ``*``.
@@ -203,11 +231,12 @@ def arithmetic(
 
     Returns:
         Pairs with the positions ``X3``, ``Y3``, ``last``; token replacement at ``X3+Y3``, by two
-        other operands, whose result is r' (Appendix C).
+        other operands, whose result is r' (Appendix C). ``settings`` says as ``form`` which
+        numbers there are, and why.
 
     Raises:
-        PatchlibError: for an unknown operator, or where n is larger than the number of held-out
-            operand pairs.
+        PatchlibError: for an unknown operator, or where n is larger than the number of prompts:
+            one for each held-out operand pair, ten for each of one digit.
 
     Example:
         >>> import patchlib as pl
@@ -218,6 +247,7 @@ def arithmetic(
         raise PatchlibError(
             f"unknown operator {operator!r}: allowed are {', '.join(sums.OPERATORS)}"
         )
-    prompts: Iterator[Prompt] = sums.prompts(random.Random(f"sums {seed}"), operator)
-    settings = {"n": n, "seed": seed, "operator": operator}
+    by_digit = tokens.splits_digits(model)
+    prompts = sums.prompts(random.Random(f"sums {seed}"), operator, by_digit)
+    settings = {"n": n, "seed": seed, "operator": operator, "form": _FORM[by_digit]}
     return draw(model, prompts, n, "arithmetic", settings, prepend_bos)

@@ -1,100 +1,72 @@
 """Factual recall: pairs of true sentences in the form of the paper's PairedFacts data set.
 
-The project's own facts are read with `read`; the published files of Meng et al. (Known1000 and
-CounterFact), from which the paper's pairs come, and PairedFacts itself with `from_known1000`,
-`from_counterfact` and `from_paired_facts`.
+The project has two files of its own. ``data/paired_facts.json`` is what `mini` learnt; its words
+are single tokens of GPT-2, too. ``data/paired_facts_smollm2.json`` has facts that SmolLM2 knows.
+They were selected as the paper selects its facts (Appendix B): of some 1,800 true sentences of 13
+relations those were kept that the model, without a beginning of sequence, goes on with by the
+right answer as its most probable token, 0.25 nats before the next. Pairs were made of equal token
+length, with subjects of two tokens or more and different answers that neither sentence holds; each
+sentence is in one pair, and a relation has 17 at most. What the model scores on them is therefore
+no measure of its knowledge. Countries are today's.
+
+The published files are read with `from_known1000`, `from_counterfact` and `from_paired_facts`.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
-import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
-from patchlib.errors import PatchlibError
+from patchlib.errors import PatchlibError, require_bridge
 from patchlib.files import DATA
-from patchlib.prompts.prompt import Prompt
-from patchlib.prompts.tables import differing
+from patchlib.tasks.fact_pairs import FactPair, are_two_texts, entries_of, is_text, two
+from patchlib.tasks.published_facts import (
+    FactFile,
+    from_counterfact,
+    from_known1000,
+    from_paired_facts,
+)
+
+__all__ = [
+    "PAIRED_FACTS",
+    "SMOLLM2_FACTS",
+    "FactFile",
+    "FactPair",
+    "from_counterfact",
+    "from_known1000",
+    "from_paired_facts",
+    "own_file",
+    "read",
+]
 
 PAIRED_FACTS = DATA / "paired_facts.json"
-_HALF = re.compile("[\ud800-\udfff]")
-_MANY_TOKENS = "the answer is not one token for this model"
+SMOLLM2_FACTS = DATA / "paired_facts_smollm2.json"
+
+# A tokenizer is known by what it does, under whatever name its model was loaded.
+_TEXT = "When Mary met John in 1745"
+_SMOLLM2_TOKENS = [2427, 5099, 1278, 2322, 281, 216, 33, 39, 36, 37]
 
 
-@dataclass(frozen=True)
-class FactPair:
-    """Two sentences of one relation and one phrasing.
+def own_file(model: TransformerBridge) -> Path:
+    """Which of the project's own files fits a model: SmolLM2's where it has SmolLM2's tokens.
 
-    Args:
-        number: counts the pairs of subjects; the phrasings of one pair share it.
-        phrasing: which of the relation's phrasings this is, counted from zero.
-        category: the relation.
-        sentences: both sentences, each ending right before its answer.
-        subjects: the subject within each sentence.
-        answers: both answers, with their leading space.
+    Example:
+        >>> import patchlib as pl
+        >>> own_file(pl.load_model("mini")).name
+        'paired_facts.json'
     """
-
-    number: int
-    phrasing: int
-    category: str
-    sentences: tuple[str, str]
-    subjects: tuple[str, str]
-    answers: tuple[str, str]
-
-    @property
-    def is_held_out(self) -> bool:
-        """True where `mini` learnt the fact, but never in this phrasing."""
-        return self.number % 5 == 0 and self.phrasing == self.number % 3
-
-    def prompt(self, first: int) -> Prompt:
-        """The sentence ``first`` (0 or 1) as the clean prompt, the other one as the corrupted.
-
-        Symmetric token replacement puts the other subject in the place of the subject
-        (Section 3, Appendix B).
-        """
-        second = 1 - first
-        text, subject = self.sentences[first], self.subjects[first]
-        start = text.index(subject)
-        return Prompt(
-            text=text,
-            spans={"subject": (start, start + len(subject))},
-            answers=(self.answers[first],),
-            wrong_answers=(self.answers[second],),
-            corrupted={"subject": self.sentences[second]},
-        )
-
-
-@dataclass(frozen=True)
-class FactFile:
-    """What a published file of facts gives for one model.
-
-    Args:
-        pairs: the pairs, for `patchlib.tasks.factual_recall` as ``facts=``.
-        report: what did not survive, one row for each: ``entry`` (its number in the file, from
-            zero), ``text`` (its prompt or prompts) and ``reason``.
-    """
-
-    pairs: list[FactPair]
-    report: pd.DataFrame
-
-    @property
-    def summary(self) -> pd.Series:
-        """How many entries did not survive, by reason, the most frequent first."""
-        return self.report.reason.value_counts()
+    require_bridge(model)
+    tokens = model.tokenizer(_TEXT, add_special_tokens=False)["input_ids"]
+    return SMOLLM2_FACTS if tokens == _SMOLLM2_TOKENS else PAIRED_FACTS
 
 
 def read(path: Path = PAIRED_FACTS) -> list[FactPair]:
     """Reads a facts file: a JSON list of pairs, each with its sentences, subjects and answers.
 
     Args:
-        path: the file; the project's own facts unless said otherwise.
+        path: the file; the facts that `mini` learnt unless said otherwise.
 
     Returns:
         The pairs in the order of the file.
@@ -109,326 +81,25 @@ def read(path: Path = PAIRED_FACTS) -> list[FactPair]:
     """
     numbers: dict[tuple[str, str], int] = {}
     pairs = []
-    for number, entry in enumerate(_list(path)):
+    for number, entry in enumerate(entries_of(path)):
         problem = _not_a_pair(entry)
         if problem:
             raise PatchlibError(
                 f"{path}, entry {number}: {problem}; give a list of entries with pair, subject, "
                 "answer (two texts each), category and phrasing, as data/paired_facts.json has them"
             )
-        subjects = _two(entry["subject"])
+        subjects = two(entry["subject"])
         pairs.append(
             FactPair(
                 number=numbers.setdefault(subjects, len(numbers)),
                 phrasing=entry["phrasing"],
                 category=entry["category"],
-                sentences=_two(entry["pair"]),
+                sentences=two(entry["pair"]),
                 subjects=subjects,
-                answers=_two(entry["answer"]),
+                answers=two(entry["answer"]),
             )
         )
     return pairs
-
-
-def from_known1000(path: str | os.PathLike[str], model: TransformerBridge) -> FactFile:
-    """Pairs of the facts in ``known_1000.json`` of Meng et al.
-
-    Two facts make a pair where they have the same relation and, apart from the subject, the same
-    words, different answers of one token each, and prompts of the same number of tokens. Each
-    fact is in one pair at most.
-
-    Args:
-        path: the file: a list of entries with ``subject``, ``attribute`` (the answer), ``prompt``
-            and ``relation_id``. The prompt counts; ``template`` often lacks its last word.
-        model: its tokenizer decides what is one token, and how long a prompt is.
-
-    Returns:
-        The pairs, and for every fact that is in none the reason.
-
-    Raises:
-        PatchlibError: for a file that is not there or is not a JSON list, with the place in it.
-    """
-
-    def fact(entry: dict[str, Any]) -> _Fact | str:
-        text, subject = entry.get("prompt"), entry.get("subject")
-        if not _is_text(text) or not _is_text(subject):
-            return "no prompt or no subject"
-        if text.count(subject) != 1:
-            return "the subject is not in the prompt exactly once"
-        template = text.replace(subject, "{}")
-        return _fact(entry.get("relation_id"), template, subject, entry.get("attribute"))
-
-    return _paired(_list(path), fact, model)
-
-
-def from_counterfact(path: str | os.PathLike[str], model: TransformerBridge) -> FactFile:
-    """Pairs of the facts in ``counterfact.json`` of Meng et al.
-
-    Args:
-        path: the file: a list of records whose ``requested_rewrite`` holds ``prompt`` (with
-            ``{}`` for the subject), ``subject``, ``target_true`` (with ``str``) and
-            ``relation_id``.
-        model: as in `from_known1000`, whose rules for pairs hold here too.
-
-    Returns:
-        The pairs, and for every fact that is in none the reason.
-
-    Raises:
-        PatchlibError: for a file that is not there or is not a JSON list, with the place in it.
-    """
-
-    def fact(entry: dict[str, Any]) -> _Fact | str:
-        rewrite = entry.get("requested_rewrite")
-        if not isinstance(rewrite, dict):
-            return "no requested_rewrite"
-        template, subject = rewrite.get("prompt"), rewrite.get("subject")
-        if not _is_text(template) or not _is_text(subject):
-            return "no prompt or no subject"
-        if template.count("{}") != 1:
-            return "the prompt does not have {} exactly once"
-        if template.replace("{}", subject).count(subject) != 1:
-            return "the subject is not in the prompt exactly once"
-        target = rewrite.get("target_true")
-        answer = target.get("str") if isinstance(target, dict) else None
-        return _fact(rewrite.get("relation_id"), template, subject, answer)
-
-    return _paired(_list(path), fact, model)
-
-
-def from_paired_facts(path: str | os.PathLike[str], model: TransformerBridge) -> FactFile:
-    """The pairs of a file in the form of the paper's PairedFacts (Appendix B and I).
-
-    The published file does not say what the subjects are: they are then what is left of the two
-    sentences without the words that both begin with and both end with. A word that both subjects
-    share there, as in "Abbey Theatre" and "Globe Theatre", counts as context: ``last_subject`` is
-    the token before it, and noise spares it.
-
-    Args:
-        path: the file: a list of entries with ``pair`` (two sentences), ``answer`` (two, with
-            their leading space) and ``category``; ``subject`` (two texts) says what the subjects
-            are, and ``length`` is not needed.
-        model: its tokenizer decides what is one token, and how long a sentence is.
-
-    Returns:
-        The pairs, and for every entry that is none the reason.
-
-    Raises:
-        PatchlibError: for a file that is not there or is not a JSON list, with the place in it.
-
-    Example:
-        >>> import patchlib as pl
-        >>> found = from_paired_facts(PAIRED_FACTS, pl.load_model("mini"))
-        >>> found.pairs[0].subjects
-        ('Abbey Theatre', 'Globe Theatre')
-    """
-    pairs: list[FactPair] = []
-    refused: dict[int, str] = {}
-    entries = _list(path)
-    seen: set[frozenset[str]] = set()
-    numbers: dict[tuple[str, str], int] = {}
-    for number, entry in enumerate(entries):
-        found = _published_pair(entry, model)
-        if isinstance(found, str):
-            refused[number] = found
-        elif frozenset(found.sentences) in seen:
-            refused[number] = "the same pair is there already"
-        else:
-            seen.add(frozenset(found.sentences))
-            count = numbers.setdefault(found.subjects, len(numbers))
-            pairs.append(replace(found, number=count))
-    return FactFile(pairs, _report(entries, refused))
-
-
-@dataclass(frozen=True)
-class _Fact:
-    """One fact: a template with ``{}`` for the subject."""
-
-    relation: str
-    template: str
-    subject: str
-    answer: str
-
-    @property
-    def sentence(self) -> str:
-        """The prompt."""
-        return self.template.replace("{}", self.subject)
-
-
-def _fact(relation: Any, template: str, subject: str, answer: Any) -> _Fact | str:
-    if not _is_text(answer):
-        return "no answer"
-    if not _is_text(relation):
-        return "no relation_id"
-    return _Fact(relation, template.rstrip(), subject, " " + answer.strip())
-
-
-def _paired(
-    entries: list[Any], fact: Callable[[dict[str, Any]], _Fact | str], model: TransformerBridge
-) -> FactFile:
-    """Pairs of facts of one relation and template; the reasons for those that have no partner."""
-    refused: dict[int, str] = {}
-    seen: set[str] = set()
-    families: dict[tuple[str, str], list[tuple[int, _Fact]]] = {}
-    for number, entry in enumerate(entries):
-        found = fact(entry) if isinstance(entry, dict) else "not a JSON object"
-        if isinstance(found, str):
-            refused[number] = found
-        elif _n_tokens(model, found.answer) != 1:
-            refused[number] = _MANY_TOKENS
-        elif found.sentence in seen:
-            refused[number] = "the same prompt is there already"
-        else:
-            seen.add(found.sentence)
-            families.setdefault((found.relation, found.template), []).append((number, found))
-    couples: list[tuple[int, _Fact, int, _Fact]] = []
-    for family in families.values():
-        if len(family) < 2:
-            refused[family[0][0]] = "fewer than 2 facts of this relation and template"
-            continue
-        lengths: dict[int, list[tuple[int, _Fact]]] = {}
-        for number, each in family:
-            lengths.setdefault(_n_tokens(model, each.sentence), []).append((number, each))
-        for alike in lengths.values():
-            found_here, left = _couples(alike)
-            couples += found_here
-            reason = "no partner with another answer is left"
-            if len(alike) < 2:
-                reason = "no other prompt of its relation and template has as many tokens"
-            refused |= dict.fromkeys(left, reason)
-    pairs = []
-    numbers: dict[tuple[str, str], int] = {}
-    for _, one, _, other in sorted(couples, key=lambda couple: couple[0]):
-        subjects = (one.subject, other.subject)
-        number = numbers.setdefault(subjects, len(numbers))
-        sentences, answers = (one.sentence, other.sentence), (one.answer, other.answer)
-        pairs.append(FactPair(number, 0, one.relation, sentences, subjects, answers))
-    return FactFile(pairs, _report(entries, refused))
-
-
-def _couples(
-    facts: list[tuple[int, _Fact]],
-) -> tuple[list[tuple[int, _Fact, int, _Fact]], list[int]]:
-    """As many couples with different answers as there can be, and the numbers of the others.
-
-    The two most frequent answers that are left give the next couple; first in the file, first
-    taken.
-    """
-    by_answer: dict[str, list[tuple[int, _Fact]]] = {}
-    for number, fact in facts:
-        by_answer.setdefault(fact.answer, []).append((number, fact))
-    couples = []
-    while len(by_answer) > 1:
-        frequent = sorted(by_answer, key=lambda answer: (-len(by_answer[answer]), answer))[:2]
-        one, other = sorted(by_answer[answer].pop(0) for answer in frequent)
-        couples.append((*one, *other))
-        by_answer = {answer: left for answer, left in by_answer.items() if left}
-    return couples, [number for left in by_answer.values() for number, _ in left]
-
-
-def _published_pair(entry: Any, model: TransformerBridge) -> FactPair | str:
-    """The pair of one entry of PairedFacts, or why it is none."""
-    if not isinstance(entry, dict):
-        return "not a JSON object"
-    if not _are_two_texts(entry.get("pair")):
-        return "not two sentences"
-    if not _are_two_texts(entry.get("answer")):
-        return "no answer"
-    if not _is_text(entry.get("category")):
-        return "no category"
-    one, other = (sentence.rstrip() for sentence in entry["pair"])
-    answers = _two(entry["answer"])
-    if one == other:
-        return "both sentences are the same"
-    if not all(answer.startswith(" ") for answer in answers):
-        return "an answer has no leading space"
-    if answers[0] == answers[1]:
-        return "both answers are the same"
-    if any(_n_tokens(model, answer) != 1 for answer in answers):
-        return _MANY_TOKENS
-    if _n_tokens(model, one) != _n_tokens(model, other):
-        return "the sentences differ in their number of tokens"
-    if "subject" in entry:
-        if not _are_two_texts(entry["subject"]):
-            return "the subject is not two texts"
-        subjects = _two(entry["subject"])
-        if any(text.count(s) != 1 for text, s in zip((one, other), subjects, strict=True)):
-            return "the subject is not in the sentence exactly once"
-        return FactPair(0, 0, entry["category"], (one, other), subjects, answers)
-    subjects, start = _differing(one, other)
-    if not all(subjects) or one in subjects:
-        return "the sentences do not differ in a subject alone"
-    if any(text.index(s) != start for text, s in zip((one, other), subjects, strict=True)):
-        return "the subject is in the sentence before its place, too"
-    return FactPair(0, 0, entry["category"], (one, other), subjects, answers)
-
-
-def _differing(one: str, other: str) -> tuple[tuple[str, str], int]:
-    """Where two sentences differ, as whole words, and at which character that begins."""
-    (start, end), (begin, stop) = differing(one, other)
-    parts = one[start:end], other[begin:stop]
-    # Spaces belong to what surrounds the subject.
-    start += len(parts[0]) - len(parts[0].lstrip())
-    return (parts[0].strip(), parts[1].strip()), start
-
-
-def _n_tokens(model: TransformerBridge, text: str) -> int:
-    return len(model.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _report(entries: list[Any], refused: dict[int, str]) -> pd.DataFrame:
-    rows = [
-        {"entry": number, "text": _label(entries[number]), "reason": refused[number]}
-        for number in sorted(refused)
-    ]
-    return pd.DataFrame(rows, columns=["entry", "text", "reason"])
-
-
-def _label(entry: Any) -> str:
-    """What a reader knows an entry by: its prompt, its two sentences, or else its beginning."""
-    if isinstance(entry, dict):
-        inner = entry.get("requested_rewrite")
-        fact = inner if isinstance(inner, dict) else entry
-        if _is_text(fact.get("prompt")):
-            return fact["prompt"].replace("{}", str(fact.get("subject")))
-        if _are_two_texts(entry.get("pair")):
-            return " / ".join(entry["pair"])
-    return json.dumps(entry)[:80]
-
-
-def _list(path: str | os.PathLike[str]) -> list[Any]:
-    """The entries of a JSON file that holds a list."""
-    try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PatchlibError(
-            f"{path} cannot be read ({error.strerror}): give a JSON file"
-        ) from error
-    except json.JSONDecodeError as error:
-        raise PatchlibError(
-            f"{path} is no JSON: {error.msg} at line {error.lineno}, column {error.colno}; "
-            "give a JSON list of facts"
-        ) from error
-    except RecursionError as error:
-        raise PatchlibError(f"{path} is nested too deeply: give a JSON list of facts") from error
-    except UnicodeDecodeError as error:
-        raise PatchlibError(
-            f"{path} is no text in UTF-8: byte {error.start} is none; give a JSON list of facts"
-        ) from error
-    if not isinstance(entries, list):
-        raise PatchlibError(
-            f"{path} begins with {_JSON[type(entries)]} at line 1: give a JSON list of facts"
-        )
-    return entries
-
-
-_JSON = {
-    dict: "an object",
-    str: "a text",
-    int: "a number",
-    float: "a number",
-    bool: "true or false",
-    type(None): "null",
-}
 
 
 def _not_a_pair(entry: Any) -> str | None:
@@ -436,9 +107,9 @@ def _not_a_pair(entry: Any) -> str | None:
     if not isinstance(entry, dict):
         return "this is not an object"
     for name in ("pair", "subject", "answer"):
-        if not _are_two_texts(entry.get(name)):
+        if not are_two_texts(entry.get(name)):
             return f"{name!r} does not hold two texts"
-    if not _is_text(entry.get("category")):
+    if not is_text(entry.get("category")):
         return "'category' is no text"
     phrasing = entry.get("phrasing")
     if not isinstance(phrasing, int) or isinstance(phrasing, bool):
@@ -449,16 +120,3 @@ def _not_a_pair(entry: Any) -> str | None:
     if entry["answer"][0] == entry["answer"][1]:
         return f"both answers are {entry['answer'][0]!r}"
     return None
-
-
-def _is_text(value: Any) -> TypeGuard[str]:
-    # JSON can write half a character, which no tokenizer takes.
-    return isinstance(value, str) and bool(value.strip()) and not _HALF.search(value)
-
-
-def _are_two_texts(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(_is_text, value))
-
-
-def _two(texts: list[str]) -> tuple[str, str]:
-    return texts[0], texts[1]

@@ -1,9 +1,14 @@
 """Indirect object identification (Wang et al. 2023): who gets the drink?"""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import mode
+
+from transformer_lens.model_bridge import TransformerBridge
 
 from patchlib.prompts.prompt import Prompt, fill
+from patchlib.tasks import tokens
 
 # Each template has two versions: BABA as written, ABBA with the first two names swapped.
 # All have the same number of GPT-2 tokens, so that a batch of prompts is one tensor;
@@ -56,17 +61,58 @@ _BABA = {"first": "S1", "second": "IO"}
 _ABBA = {"first": "IO", "second": "S1"}
 
 
+@dataclass(frozen=True)
+class Words:
+    """What prompts are made of: all there is, or what `fitting` leaves of it."""
+
+    templates: Sequence[str] = TEMPLATES
+    names: Sequence[str] = NAMES
+    places: Sequence[str] = PLACES
+    objects: Sequence[str] = OBJECTS
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """How many templates, names, places and objects are not among them."""
+        return {name: len(every) - len(getattr(self, name)) for name, every in vars(ALL).items()}
+
+
+ALL = Words()
+
+
+def fitting(model: TransformerBridge) -> Words:
+    """The words that are one token for a model, and the templates that then have one length.
+
+    Raises:
+        PatchlibError: where too few names, places or objects are one token.
+
+    Example:
+        >>> import patchlib as pl
+        >>> fitting(pl.load_model("mini")) == ALL
+        True
+    """
+    # Two names are the prompt's, three replace them.
+    names = tokens.single(model, "names", NAMES, at_least=5)
+    places = tokens.single(model, "places", PLACES)
+    objects = tokens.single(model, "objects", OBJECTS)
+    example = dict.fromkeys(("first", "second", "S2"), names[0])
+    example |= {"place": places[0], "object": objects[0]}
+    lengths = {each: tokens.count(model, each.format(**example)) for each in TEMPLATES}
+    common = mode(lengths.values())
+    templates = tuple(each for each in TEMPLATES if lengths[each] == common)
+    return Words(templates, names, places, objects)
+
+
 def is_held_out(name: str, other: str) -> bool:
     """True for the name pairs, one in eight, that `mini` never saw as giver and receiver."""
     return (NAMES.index(name) + NAMES.index(other)) % 8 == 0
 
 
-def held_out_pairs() -> list[tuple[str, str]]:
+def held_out_pairs(names: Sequence[str] = NAMES) -> list[tuple[str, str]]:
     """All (IO, S) pairs that are held out."""
-    return [(io, s) for io in NAMES for s in NAMES if io != s and is_held_out(io, s)]
+    return [(io, s) for io in names for s in names if io != s and is_held_out(io, s)]
 
 
-def write(rng: random.Random, io: str, s: str) -> Prompt:
+def write(rng: random.Random, io: str, s: str, words: Words = ALL) -> Prompt:
     """Writes one prompt about an indirect object and a subject, with every corrupted version.
 
     ``S2`` is replaced by the indirect object's name, as the paper's symmetric token replacement
@@ -74,11 +120,11 @@ def write(rng: random.Random, io: str, s: str) -> Prompt:
     fully random p_ABC of Section 4.2).
     """
     roles = rng.choice((_BABA, _ABBA))
-    template = rng.choice(TEMPLATES)
+    template = rng.choice(words.templates)
     for field, role in roles.items():
         template = template.replace("{" + field + "}", "{" + role + "}")
-    setting = {"place": rng.choice(PLACES), "object": rng.choice(OBJECTS)}
-    a, b, c = rng.sample([name for name in NAMES if name not in (io, s)], 3)
+    setting = {"place": rng.choice(words.places), "object": rng.choice(words.objects)}
+    a, b, c = rng.sample([name for name in words.names if name not in (io, s)], 3)
 
     def text(**names: str) -> str:
         return fill(template, **({"IO": io, "S1": s, "S2": s} | names), **setting)[0]
@@ -99,7 +145,8 @@ def write(rng: random.Random, io: str, s: str) -> Prompt:
     )
 
 
-def prompts(rng: random.Random) -> Iterator[Prompt]:
+def prompts(rng: random.Random, words: Words = ALL) -> Iterator[Prompt]:
     """Held-out prompts in random order, no two with the same indirect object and subject."""
-    for io, s in rng.sample(held_out_pairs(), len(held_out_pairs())):
-        yield write(rng, io, s)
+    pairs = held_out_pairs(words.names)
+    for io, s in rng.sample(pairs, len(pairs)):
+        yield write(rng, io, s, words)
