@@ -10,6 +10,7 @@ from patchlib import tasks
 from patchlib.files import DATA, IS_CHECKOUT
 from patchlib.measure.unpatched import baselines
 from patchlib.models.loading import load_model
+from patchlib.tasks import facts
 from patchlib.training.card import put
 
 CARD = DATA / "models" / "smollm2.md"
@@ -18,13 +19,16 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "IOI": ("ioi", {"n": 500}),
     "IOI, the first 100": ("ioi", {"n": 100}),
     "the same after `<|im_start|>`": ("ioi", {"n": 100, "prepend_bos": True}),
-    "Facts": ("factual_recall", {"n": 290}),
+    "Facts chosen for it": ("factual_recall", {"n": 290}),
+    "Facts not chosen for it": ("factual_recall", {"n": 100, "path": facts.PAIRED_FACTS}),
     "Greater-than": ("greater_than", {"n": 100}),
     "Docstring": ("docstring", {"n": 100}),
-    "Addition": ("arithmetic", {"n": 20, "operator": "+"}),
+    "Addition": ("arithmetic", {"n": 200, "operator": "+"}),
+    "Subtraction": ("arithmetic", {"n": 200, "operator": "-"}),
+    "Multiplication": ("arithmetic", {"n": 200, "operator": "*"}),
 }
 _HEAD = (
-    "| task | prompts | logit difference (nats) | P(r) | P(r') | r over r' | r on top |",
+    "| task | prompts | logit difference (nats) | P(r) | P(r') | P(r) > P(r') | r on top |",
     "|---|---|---|---|---|---|---|",
 )
 
@@ -40,7 +44,7 @@ def row(model: TransformerBridge, label: str) -> str:
     pairs = getattr(tasks, task)(model, **options)
     measured = baselines(model, pairs, metrics=["logit_diff", "prob", "wrong_prob", "accuracy"])
     difference, right, wrong, on_top = measured.clean.values
-    numbers = (difference, right, wrong, difference > 0, on_top)
+    numbers = (difference, right, wrong, right > wrong, on_top)
     return " | ".join([f"| {label}", f"{len(pairs)}", *(f"{x.mean():.3f}" for x in numbers)]) + " |"
 
 
