@@ -49,7 +49,7 @@ run: notebooks  ## Execute all notebooks, on mini or the model that PATCHLIB_MOD
 	PATCHLIB_MODEL=$(or $(PATCHLIB_MODEL),mini) $(BIN)/python -m patchlib
 
 test-browser: $(INSTALLED)  ## Run the tests in Chromium (needs chromium and chromedriver)
-	$(BIN)/pytest tests -m browser
+	PATCHLIB_MODEL=mini $(BIN)/pytest tests -m browser
 
 bench: $(INSTALLED)  ## Measure how fast patching is (some twenty minutes)
 	$(BIN)/python tests/bench.py
