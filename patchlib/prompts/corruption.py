@@ -23,8 +23,9 @@ class Corruption:
     """What `STR` and `GN` have in common, and every corruption of your own.
 
     A corruption of your own is a frozen dataclass of this one: `tokens` replaces tokens, `noise`
-    is added to embeddings, and whatever the class does not define does nothing. Its fields are
-    kept with every result, as `describe` gives them; several ``draws`` are averaged over.
+    is added to embeddings, and whatever the class does not define does nothing. Both see any
+    number of prompts at a time, and what they do to a prompt must not depend on the others. Fields
+    are kept with every result, as `describe` gives them; several ``draws`` are averaged over.
 
     Args:
         site: where prompts are corrupted, as the task names it.
@@ -66,7 +67,11 @@ class Corruption:
 
     def describe(self) -> dict[str, Any]:
         """The corruption and its parameters, as results keep them."""
-        return {"corruption": type(self).__name__, **dataclasses.asdict(self)}
+        fields = {
+            name: value if isinstance(value, Real) and not isinstance(value, bool) else str(value)
+            for name, value in dataclasses.asdict(self).items()
+        }
+        return {"corruption": type(self).__name__, **fields}
 
 
 @dataclass(frozen=True)
@@ -155,7 +160,7 @@ class GN(Corruption):
         n, total, squares = 0, 0.0, 0.0
         with torch.no_grad():
             # In parts, since a copy of the whole matrix may be larger than the memory budget.
-            for tokens in torch.arange(len(model.W_E), device=model.W_E.device).split(4096):
+            for tokens in torch.arange(len(model.W_E), device=model.W_E.device).split(256):
                 values = embed(tokens).double()
                 n += values.numel()
                 total += values.sum().item()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -137,10 +138,13 @@ def run_with_edits(
             raise PatchlibError(
                 f"this model has no activation {name!r}; model.hook_dict lists those it has"
             )
+    accepted = signature(model.original_model.forward).parameters
+    last: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
     with _ONE_AT_A_TIME, torch.no_grad():
-        logits = model.run_with_hooks(run.tokens.to(model.cfg.device), fwd_hooks=hooks)
+        logits = model.run_with_hooks(run.tokens.to(model.cfg.device), fwd_hooks=hooks, **last)
     fired.check()
-    return logits[:, -1], kept
+    # A copy, so that other positions' logits are not held in memory with it.
+    return logits[:, -1].clone(), kept
 
 
 def require_evaluation(model: TransformerBridge) -> None:
@@ -167,12 +171,13 @@ def two_runs(
     clean = pairs.clean_tokens
     tokens, noise = corruption.tokens(pairs), corruption.noise(model, pairs, draw)
     wanted = (*clean.shape, model.cfg.d_model)
-    if tokens.shape != clean.shape or (noise is not None and noise.shape != wanted):
-        given = "none" if noise is None else tuple(noise.shape)
-        raise PatchlibError(
-            f"{corruption} gave tokens of shape {tuple(tokens.shape)} and noise of shape {given}: "
-            f"these prompts need {tuple(clean.shape)} and {wanted}"
-        )
+    for name, given, shape in (("tokens", tokens, clean.shape), ("noise", noise, wanted)):
+        if given is not None and getattr(given, "shape", None) != shape:
+            found = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+            raise PatchlibError(
+                f"{corruption} gave {found} as {name}: these prompts need a tensor of shape "
+                f"{tuple(shape)}"
+            )
     return Run(clean), Run(tokens, noise)
 
 
