@@ -100,15 +100,16 @@ def unit_of(model: TransformerBridge, activation: str) -> tuple[str, int] | None
 
 
 def parts_of(
-    model: TransformerBridge, names: Iterable[object], activation: str = "z"
+    model: TransformerBridge, names: Iterable[object] | str, activation: str = "z"
 ) -> tuple[Part, ...]:
     """Parts by name: ``"4.6"`` is a head's z, ``"q4.6"`` its query, ``"mlp3"`` a layer's MLP.
 
     Args:
         model: the model that has them.
-        names: a component of `COMPONENTS` and its layer, with the unit after a point where it has
-            units; a head alone, also as (layer, head), stands for its ``activation``. A head's key
-            and value are those that it reads, under grouped-query attention its group's.
+        names: a list, or one text with several; each a component of `COMPONENTS` and its layer,
+            with the unit after a point where it has units; a head alone, also as (layer, head),
+            stands for its ``activation``. A head's key and value are those that it reads, under
+            grouped-query attention its group's.
         activation: ``"z"``, ``"q"``, ``"k"``, ``"v"`` or ``"pattern"``.
 
     Raises:
@@ -124,6 +125,10 @@ def parts_of(
         raise PatchlibError(
             f"activation={activation!r}: heads have 'z', 'q', 'k', 'v' and 'pattern'"
         )
+    if isinstance(names, str):
+        names = names.replace(",", " ").split()
+    if not isinstance(names, Iterable):
+        raise PatchlibError(f"{names!r} is no list of parts: give one such as ['4.6', 'mlp3']")
     parts = [_part(model, name, activation) for name in names]
     if not parts:
         raise PatchlibError("nothing was given to restore: give at least one, such as '4.6'")
@@ -199,7 +204,10 @@ class Limits:
                 that is not a positive number.
         """
         require_bridge(model)
-        rows = None if batch_size == "auto" else whole("batch_size", batch_size, 1)
+        try:
+            rows = None if batch_size == "auto" else whole("batch_size", batch_size, 1)
+        except PatchlibError as refusal:
+            raise PatchlibError(f"{refusal}, or 'auto'") from None
         if memory_budget is None:
             device = torch.device(str(model.cfg.device))
             memory_budget = 2 * 2**30

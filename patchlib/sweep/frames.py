@@ -12,6 +12,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities import get_act_name
 
 from patchlib.errors import PatchlibError, whole
+from patchlib.heads import Heads
 from patchlib.prompts.pairs import PromptPairs
 from patchlib.sweep.cells import (
     COMPONENTS,
@@ -56,9 +57,9 @@ def of_component(
     pairs: PromptPairs,
     component: str,
     layers: int | Iterable[int] | None,
-    heads: Iterable[object] | None,
-    window: int | Sequence[int],
-    before: int | Sequence[int | None] | None,
+    heads: Heads | None,
+    window: int | list[int],
+    before: int | list[int | None] | None,
     positions: object,
 ) -> Frame:
     """The frame of `patchlib.patch`, whose arguments these are.
@@ -78,15 +79,15 @@ def of_component(
     if heads is not None:
         if units is None or units[0] == "neuron":
             raise PatchlibError(
-                f"heads={heads!r} with component={component!r}, which has no heads: leave it out, "
+                f"heads={heads} with component={component!r}, which has no heads: leave it out, "
                 "or patch head, q, k, v or pattern"
             )
-        parts = parts_of(model, heads, activation)
+        parts = parts_of(model, map(str, heads), activation)
         own = sorted({part.layer for part in parts})
         outside = sorted(set(own) - set(own if chosen is None else chosen))
         if outside:
             raise PatchlibError(
-                f"heads={heads!r} with layers={layers!r}: layer {outside[0]} is not among the "
+                f"heads={heads} with layers={chosen}: layer {outside[0]} is not among the "
                 "layers; name it there, or leave layers= out"
             )
         chosen = own if chosen is None else chosen
@@ -106,7 +107,7 @@ def of_component(
             "nothing in common; use window=1, or component 'mlp', 'attn' or 'resid'"
         )
     coordinates: dict[str, Sequence[int | str]] = {}
-    if not isinstance(window, int):
+    if isinstance(window, list):
         coordinates["window"] = windows
     coordinates["layer"] = chosen
     if units:
@@ -146,7 +147,7 @@ def of_component(
         cells,
         [activation],
         asked,
-        reach[0] if isinstance(window, int) else ", ".join(map(str, reach)),
+        ", ".join(map(str, reach)) if isinstance(window, list) else reach[0],
     )
 
 
@@ -179,9 +180,8 @@ def _frame(
     asked: Sequence[bool],
     before: str | int = 0,
 ) -> Frame:
-    here = np.array(
-        [[at is None or len(at[i]) > 0 for at in where(pairs)] for i in range(len(pairs))]
-    )
+    wheres = where(pairs)
+    here = np.array([[at is None or len(at[i]) > 0 for at in wheres] for i in range(len(pairs))])
     dims: tuple[str, ...] = ("prompt", "position")
     tokens = None
     if position is None:
@@ -206,11 +206,11 @@ def _layers(layers: int | Iterable[int] | None, n_layers: int) -> list[int] | No
 
 
 def _windows(
-    window: int | Sequence[int], before: int | Sequence[int | None] | None, n_layers: int
+    window: int | list[int], before: int | list[int | None] | None, n_layers: int
 ) -> tuple[list[int], list[int]]:
     """Each window, and how many of its layers lie before its layer."""
-    windows = [window] if isinstance(window, int) else list(window)
-    befores = list(before) if isinstance(before, Sequence) else [before] * len(windows)
+    windows = list(window) if isinstance(window, list) else [window]
+    befores = list(before) if isinstance(before, list) else [before] * len(windows)
     if not windows or len(befores) != len(windows):
         raise PatchlibError(
             f"window={window}, before={before}: give at least one window, and as many values of "
@@ -235,7 +235,7 @@ def _positions(
             )
         positions, several = range(longest), True
     else:
-        several = isinstance(positions, Iterable) and not isinstance(positions, str)
+        several = isinstance(positions, list)
     given = list(positions) if several else [positions]  # type: ignore[call-overload]
     labels = [p if isinstance(p, str) else whole("positions", p, 0, longest - 1) for p in given]
     if not labels or len(set(labels)) < len(labels):

@@ -52,14 +52,15 @@ def restore(
 
         return write
 
-    edits: list[Edit] = []
+    edits, through = list[Edit](), list[Edit]()
     for name in by_name:
         layer = by_name[name][0][1].layer
         if name == get_act_name("resid_mid", layer):
-            edits += _through_attention(layer, edit(name))
+            through += _through_attention(layer, edit(name))
         else:
             edits.append((name, edit(name)))
-    return edits
+    # What the stream after the attention is made of comes first.
+    return edits + through
 
 
 def _through_attention(layer: int, write: Callable[[Tensor], Tensor]) -> list[Edit]:

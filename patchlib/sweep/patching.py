@@ -22,12 +22,13 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from patchlib.errors import PatchlibError, whole
+from patchlib.heads import Heads
 from patchlib.models.loading import describe
 from patchlib.prompts.corruption import Corruption
 from patchlib.prompts.pairs import PromptPairs
 from patchlib.sweep import architectures, fast_engine, frames, hook_engine, results, sources
 from patchlib.sweep import metrics as metric_definitions
-from patchlib.sweep.cells import Limits, parts_of
+from patchlib.sweep.cells import Limits, Part, parts_of, unit_of
 from patchlib.sweep.checkpoint import Checkpoint, fingerprints, hooked, places
 from patchlib.sweep.code import fingerprint
 from patchlib.sweep.frames import Frame
@@ -78,7 +79,8 @@ def patch(
         metrics: names of metrics, `Metric` objects or functions of logits; all are read from the
             same pass.
         layers: which layers; all where None.
-        heads: which heads, as ``["5.1", "9.0"]``; all where None. What lies between is NaN.
+        heads: which heads, as ``["5.1", "9.0"]``; all where None. What lies between is NaN. Keys
+            and values are those that these heads read.
         window: how many adjacent layers are restored together (Section 5); not for heads. An odd
             window w reaches from l - w//2 to l + w//2; windows are cut at the first and the last
             layer.
@@ -147,13 +149,12 @@ def patch(
         >>> int(some.effect.sel(metric="kl").notnull().sum())
         2
     """
-    # Numpy's numbers become Python's own, which a checkpoint can write down.
-    width: int | list[int] = np.asarray(window).tolist()
-    ahead: int | list[int | None] | None = np.asarray(before).tolist()
+    width, ahead, positions = map(_one_or_list, (window, before, positions))
+    chosen = None if heads is None else Heads(heads).by_layer
     _require_sense(model, pairs, corruption)
-    frame = frames.of_component(model, pairs, component, layers, heads, width, ahead, positions)
+    frame = frames.of_component(model, pairs, component, layers, chosen, width, ahead, positions)
     some = {"layers": ", ".join(map(str, frame.coordinates["layer"]))} if layers is not None else {}
-    some |= {"heads": ", ".join(map(str, heads))} if heads is not None else {}
+    some |= {"heads": str(chosen)} if chosen is not None else {}
     return _patch(
         model,
         pairs,
@@ -232,6 +233,7 @@ def patch_together(
         >>> fx.effect.dims, fx.attrs["parts"]
         (('metric',), 'z0.0, z1.2, mlp_out3')
     """
+    positions = _one_or_list(positions)
     _require_sense(model, pairs, corruption)
     chosen = parts_of(model, parts, activation)
     return _patch(
@@ -240,7 +242,7 @@ def patch_together(
         frames.of_parts(model, pairs, chosen, positions),
         corruption,
         metrics,
-        {"parts": ", ".join(map(str, chosen))},
+        {"parts": ", ".join(_name(model, part) for part in chosen)},
         positions,
         direction,
         source,
@@ -275,11 +277,11 @@ def _patch(
     if direction not in ("denoise", "noise"):
         raise PatchlibError(f"direction={direction!r}: allowed are 'denoise' and 'noise'")
     engine = _choose_engine(engine, model, pairs, corruption, frame)
-    one_place = isinstance(positions, str | int)
+    sources.require_fit(source, pairs, positions)
+    one_place = not isinstance(positions, list)
     settings: dict[str, Any] = {
         **describe(model),
         **pairs.describe(),
-        **corruption.describe(),
         **what,
         "positions": positions if one_place else ", ".join(map(str, positions)),  # type: ignore
         "direction": direction,
@@ -288,15 +290,22 @@ def _patch(
     }
     own = [metric for metric in chosen_metrics if metric not in metric_definitions.METRICS.values()]
     if own:
-        settings["own_metrics"] = ", ".join(f"{m.name} ({fingerprint(m.value)})" for m in own)
+        settings["own_metrics"] = ", ".join(f"{m.name} ({fingerprint(vars(m))})" for m in own)
     if found := hooked(model):
         settings["hooks"] = ", ".join(found)
-    if type(corruption).__module__ != Corruption.__module__:
-        settings["own_corruption"] = fingerprint(type(corruption))
-    finished = None
+    if _is_own(corruption):
+        settings["own_corruption"] = fingerprint(corruption)
+    kept: dict[str, Any] = {"metrics": ", ".join(metric.name for metric in chosen_metrics)}
     if checkpoint is not None:
-        names = ", ".join(metric.name for metric in chosen_metrics)
-        finished = Checkpoint(checkpoint, settings | {"metrics": names} | fingerprints(model))
+        kept |= fingerprints(model)
+    clash = sorted(corruption.describe().keys() & {*settings, *kept})
+    if clash:
+        raise PatchlibError(
+            f"{type(corruption).__name__} has a field {clash[0]!r}, which is the name of another "
+            "setting in results: call it something else"
+        )
+    settings |= corruption.describe()
+    finished = Checkpoint(checkpoint, settings | kept) if checkpoint is not None else None
     draws = whole("draws", corruption.draws, 1)
     total, done = draws * len(pairs) * int(frame.asked.sum()), 0
     bar = tqdm(
@@ -361,6 +370,16 @@ def _choose_engine(
         )
     _, group = next(pairs.by_length())
     runs = two_runs(model, group[:1], corruption, 0)
+    if _is_own(corruption):
+        # Alone or after another prompt, in this pass or in a later one.
+        second = group[:2][[-1]]
+        alone, among = (two_runs(model, some, corruption, 0)[1] for some in (second, group[:2]))
+        if alone.differs_from(among.rows(slice(-1, None))).any():
+            raise PatchlibError(
+                f"{corruption} does not corrupt {second.texts[0]!r} in the same way twice: tokens "
+                "and noise of a prompt must depend on that prompt and the draw alone; seed a "
+                "generator for each prompt, as in torch.Generator().manual_seed(draw)"
+            )
     if engine != "hooks":
         found = (architectures.obstacle(model, activation) for activation in frame.activations)
         problem = next(filter(None, found), None) or fast_engine.disagreement(model, *runs)
@@ -433,22 +452,20 @@ class _Sweep:
         """Every pass over what is not done yet."""
         draws = range(self.corruption.draws)
         for index, group in self.pairs.by_length():
+            # What is left of a stopped sweep need not be the same for every instance.
+            left: dict[bytes, list[tuple[int, int]]] = {}
+            for row in range(len(group)):
+                for draw in draws:
+                    todo = ~done[index[row], draw]
+                    if todo.any():
+                        left.setdefault(todo.tobytes(), []).append((row, draw))
             # The noise of all instances that are prepared takes a small part of the budget.
             noise = 4 * len(group.prompts[0].clean) * self.model.cfg.d_model
-            at_once = min(_INSTANCES, self.limits.memory // (16 * noise))
-            size = max(1, at_once // len(draws))
-            for start in range(0, len(group), size):
-                rows = list(range(start, min(start + size, len(group))))
-                # What is left of a stopped sweep need not be the same for every instance.
-                left: dict[bytes, list[tuple[int, int]]] = {}
-                for row in rows:
-                    for draw in draws:
-                        todo = ~done[index[row], draw]
-                        if todo.any():
-                            left.setdefault(todo.tobytes(), []).append((row, draw))
-                for todo, instances in left.items():
-                    numbers = np.frombuffer(todo, dtype=bool).nonzero()[0].tolist()
-                    yield from self._run(group, index, instances, numbers)
+            at_once = max(1, min(_INSTANCES, self.limits.memory // (16 * noise)))
+            for todo, instances in left.items():
+                numbers = np.frombuffer(todo, dtype=bool).nonzero()[0].tolist()
+                for start in range(0, len(instances), at_once):
+                    yield from self._run(group, index, instances[start : start + at_once], numbers)
 
     def _run(
         self,
@@ -494,6 +511,23 @@ class _Sweep:
             _, corrupted = two_runs(self.model, prompts[rows], self.corruption, draw)
             if corrupted.noise is not None:
                 if noise is None:
-                    noise = torch.empty(len(prompts), *corrupted.noise.shape[1:])
+                    # Zero where another draw, or another prompt, has no noise.
+                    noise = torch.zeros(len(prompts), *corrupted.noise.shape[1:])
                 noise[rows] = corrupted.noise
         return Run(prompts.clean_tokens), Run(self.corruption.tokens(prompts), noise)
+
+
+def _name(model: TransformerBridge, part: Part) -> str:
+    """A part by what results call it: key/value head 1 of layer 3 is v3.kv_head1."""
+    unit, _ = unit_of(model, part.activation) or ("", 0)
+    return str(part).replace(".", ".kv_head") if unit == "kv_head" else str(part)
+
+
+def _is_own(corruption: Corruption) -> bool:
+    return type(corruption).__module__ != Corruption.__module__
+
+
+def _one_or_list(given: Any) -> Any:
+    """One position or window as it is, and several as a list, whatever they come in."""
+    one = isinstance(given, str) or not isinstance(given, Iterable)
+    return given if one else list(given)
