@@ -249,8 +249,9 @@ def test_noising(model: TransformerBridge):
     ld, prob, divergence = (fx.sel(metric=name) for name in ("logit_diff", "prob", "kl"))
     np.testing.assert_allclose(ld.patched, [[-7 / 5, 19 / 13]], atol=ATOL)
     np.testing.assert_allclose(ld.effect, [[146 / 42, -40 / 42]], atol=ATOL)
-    change = np.array([[p_of_a("head 1"), p_of_a("head 0")]]) - p_of_a("clean")
-    np.testing.assert_allclose(prob.effect, change, atol=ATOL)
+    # What takes the answer away is positive, as by the logit difference.
+    lost = p_of_a("clean") - np.array([[p_of_a("head 1"), p_of_a("head 0")]])
+    np.testing.assert_allclose(prob.effect, lost, atol=ATOL)
     # Measured from the corrupted run, which activations are now taken from.
     np.testing.assert_allclose(divergence.corrupted, 0, atol=ATOL)
     np.testing.assert_allclose(divergence.clean, kl("corrupted", "clean"), atol=ATOL)

@@ -14,7 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 import patchlib as pl
 from patchlib.prompts.pairs import PromptPairs
-from patchlib.sweep import patching, runs
+from patchlib.sweep import cells, runs
 from patchlib.tasks import facts, indirect_objects, sums, years
 
 STR = pl.STR("S2")
@@ -53,7 +53,41 @@ def test_refusals_are_value_errors():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"component": "neuron"}, ["component='neuron'", "head", "mlp", "attn", "resid"]),
+        ({"component": "heads"}, ["component='heads'", "head, mlp, attn, resid", "neuron"]),
+        ({"component": "neuron"}, ["'neuron'", "128 neurons", "each is a run", "layers=[5]"]),
+        ({"layers": []}, ["layers=[]", "at least one layer"]),
+        ({"layers": 3}, ["layers=3", "from 0 to 2"]),
+        ({"layers": [0, -1]}, ["layers=-1", "from 0 to 2"]),
+        ({"layers": "1"}, ["layers='1'", "whole number from 0 to 2"]),
+        ({"layers": [1.0]}, ["layers=1.0", "whole number from 0 to 2"]),
+        ({"layers": True}, ["layers=True", "whole number from 0 to 2"]),
+        ({"heads": []}, ["nothing was given", "'4.6'"]),
+        ({"heads": 5}, ["5 is no list of heads", "['4.6', '9.0']"]),
+        ({"heads": ["1.4"]}, ["'1.4' does not exist", "layers 0 to 2", "units 0 to 3"]),
+        ({"heads": ["q1.0"]}, ["'q1.0' is no head", "'4.6' or (4, 6)"]),
+        ({"heads": ["mlp1"]}, ["'mlp1' is no head", "'4.6' or (4, 6)"]),
+        ({"heads": ["1.0"], "layers": [0]}, ["heads=1.0", "layer 1 is not among", "layers=[0]"]),
+        ({"heads": ["1.0"], "component": "mlp"}, ["heads=1.0", "'mlp'", "no heads", "pattern"]),
+        ({"heads": ["1.0"], "component": "neuron"}, ["heads=1.0", "'neuron'", "no heads"]),
+        ({"positions": []}, ["positions=[]", "'all', 'each'", "each once"]),
+        ({"positions": ["S2", "S2"]}, ["positions=['S2', 'S2']", "each once"]),
+        ({"positions": [4, np.int64(4)]}, ["positions=", "each once"]),
+        ({"positions": 15}, ["positions=15", "from 0 to 14"]),
+        ({"positions": -1}, ["positions=-1", "from 0 to 14"]),
+        ({"positions": 4.0}, ["positions=4.0", "whole number"]),
+        ({"positions": True}, ["positions=True", "whole number"]),
+        ({"positions": ["all"]}, ["'all'", "IO, S1, S2, last"]),
+        ({"positions": None}, ["positions=None", "whole number"]),
+        ({"source": "zero"}, ["source='zero'", "pl.Zero()", "pl.Mean()", "PromptPairs"]),
+        ({"source": pl.Zero}, ["source=<class", "pl.Zero()"]),
+        ({"source": pl.Mean("S2")}, ["source=Mean(reference='S2')", "pl.Mean(pairs)"]),
+        ({"memory_budget": 0}, ["memory_budget=0", "number of bytes"]),
+        ({"memory_budget": np.nan}, ["memory_budget=nan", "number of bytes"]),
+        ({"memory_budget": True}, ["memory_budget=True", "number of bytes"]),
+        ({"memory_budget": "2G"}, ["memory_budget='2G'", "number of bytes"]),
+        ({"corruption": "S2"}, ["corruption='S2'", "pl.STR(site)", "pl.Corruption of your own"]),
+        ({"batch_size": True}, ["batch_size=True", "'auto'"]),
+        ({"batch_size": 2.0}, ["batch_size=2.0", "'auto'"]),
         ({"direction": "both"}, ["direction='both'", "'denoise'", "'noise'"]),
         ({"metrics": ["logits"]}, ["'logits'", "logit_diff", "prob", "kl", "rank", "accuracy"]),
         ({"metrics": []}, ["none given", "logit_diff"]),
@@ -76,11 +110,18 @@ def test_settings_of_patch(tiny_gpt2, pairs, settings, words):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"window": 0}, ["window=0", "3 layers", "1 to 3"]),
-        ({"window": 4, "before": 2}, ["window=4", "3 layers", "1 to 3"]),
+        ({"window": 0}, ["window=0", "whole number from 1 to 3"]),
+        ({"window": 4, "before": 2}, ["window=4", "from 1 to 3"]),
+        ({"window": 1.5}, ["window=1.5", "whole number from 1 to 3"]),
+        ({"window": 3.0}, ["window=3.0", "whole number from 1 to 3"]),
+        ({"window": [1, True]}, ["window=True", "whole number from 1 to 3"]),
+        ({"window": None}, ["window=None", "whole number from 1 to 3"]),
+        ({"window": "3"}, ["window='3'", "whole number from 1 to 3"]),
+        ({"window": []}, ["at least one window"]),
+        ({"window": 3, "before": 1.0}, ["before=1.0", "whole number from 0 to 2"]),
         ({"window": 2}, ["window=2", "even", "before=", "before=1", "ROME"]),
-        ({"window": 3, "before": 3}, ["before=3", "window of 3", "0 to 2"]),
-        ({"window": 3, "before": -1}, ["before=-1", "window of 3", "0 to 2"]),
+        ({"window": 3, "before": 3}, ["before=3", "from 0 to 2"]),
+        ({"window": 3, "before": -1}, ["before=-1", "from 0 to 2"]),
         ({"component": "head", "window": 3}, ["window=3", "'head'", "window=1", "'mlp'"]),
     ],
 )
@@ -111,10 +152,34 @@ def test_a_model_in_training_mode(tiny_gpt2, pairs):
 
 def test_an_activation_that_the_model_lacks(tiny_gpt2, pairs, monkeypatch):
     """A misspelt activation must not count as a patch without effect."""
-    monkeypatch.setitem(patching.COMPONENTS, "mlp", "mlp_output")
-    options = {"corruption": STR, "engine": "hooks", "progress": False}
-    message = refusal(pl.patch, tiny_gpt2, pairs, "mlp", **options)
+    monkeypatch.setitem(cells.COMPONENTS, "mlp", "mlp_output")
+    options = {"corruption": STR, "progress": False}
+    message = refusal(pl.patch, tiny_gpt2, pairs, "mlp", engine="hooks", **options)
+    assert_names(message, "component='mlp'", "this model has no mlp_output", "another component")
+    message = refusal(pl.patch_together, tiny_gpt2, pairs, ["0.0", "mlp1"], **options)
     assert_names(message, "no activation", "mlp_output", "model.hook_dict")
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "gptj"])
+def test_blocks_without_a_middle(tiny_folders, pairs, family):
+    """Where attention and MLP stand side by side, nothing lies between them."""
+    model = pl.load_model(tiny_folders(family))
+    options = {"corruption": STR, "progress": False}
+    message = refusal(pl.patch, model, pairs, "resid_mid", **options)
+    assert_names(message, "component='resid_mid'", "has no resid_mid", "another component")
+    message = refusal(pl.patch_together, model, pairs, ["resid_mid1"], **options)
+    assert_names(message, "no activation", "resid_mid", "model.hook_dict")
+
+
+@pytest.mark.parametrize("engine", ["auto", "hooks", "fast"])
+def test_a_pattern_that_is_not_read(tiny_folders, pairs, engine):
+    """TransformerLens shows GPT-J's pattern after its layer has used it: an edit does nothing."""
+    model = pl.load_model(tiny_folders("gptj"))
+    options = {"corruption": STR, "engine": engine, "progress": False}
+    words = ["pattern", "engine='hooks'"] if engine == "fast" else ["component='pattern'", "q, k"]
+    assert_names(refusal(pl.patch, model, pairs, "pattern", **options), *words)
+    message = refusal(pl.patch_together, model, pairs, ["pattern1.0"], corruption=STR)
+    assert_names(message, "pattern", "nothing would change")
 
 
 def test_a_hook_that_never_fires(tiny_gpt2, pairs, monkeypatch):
@@ -124,8 +189,9 @@ def test_a_hook_that_never_fires(tiny_gpt2, pairs, monkeypatch):
     monkeypatch.setattr(type(tiny_gpt2), "hook_dict", property(lambda self: known))
     run_with_hooks = tiny_gpt2.run_with_hooks
 
-    def without_them(tokens, fwd_hooks):
-        return run_with_hooks(tokens, fwd_hooks=[h for h in fwd_hooks if "nowhere" not in h[0]])
+    def without_them(tokens, fwd_hooks, **options):
+        some = [hook for hook in fwd_hooks if "nowhere" not in hook[0]]
+        return run_with_hooks(tokens, fwd_hooks=some, **options)
 
     monkeypatch.setattr(tiny_gpt2, "run_with_hooks", without_them)
     run = runs.Run(pairs.clean_tokens)
@@ -188,8 +254,17 @@ def test_a_replacement_that_changes_nothing(tiny_gpt2, pairs):
     ("settings", "words"),
     [
         ({"scale": -1.0}, ["scale=-1.0", "at least 0", "3 is usual"]),
-        ({"draws": 0}, ["draws=0", "at least one"]),
-        ({"draws": -2}, ["draws=-2", "at least one"]),
+        ({"scale": np.inf}, ["scale=inf", "at least 0"]),
+        ({"scale": np.nan}, ["scale=nan", "at least 0"]),
+        ({"scale": "3"}, ["scale='3'", "at least 0"]),
+        ({"scale": True}, ["scale=True", "at least 0"]),
+        ({"draws": 0}, ["draws=0", "at least 1"]),
+        ({"draws": -2}, ["draws=-2", "at least 1"]),
+        ({"draws": True}, ["draws=True", "whole number"]),
+        ({"draws": 2.0}, ["draws=2.0", "whole number"]),
+        ({"seed": None}, ["seed=None", "whole number of at least 0"]),
+        ({"seed": 1.5}, ["seed=1.5", "whole number of at least 0"]),
+        ({"seed": -1}, ["seed=-1", "at least 0"]),
     ],
 )
 def test_noise(settings, words):
@@ -287,11 +362,18 @@ def test_an_interval_without_prompts(tiny_gpt2, pairs):
 @pytest.mark.parametrize(
     ("heads", "activation", "words"),
     [
-        ([], "z", ["no heads", "at least one", "(layer, head)"]),
-        ([(0, 0), (3, 1)], "z", ["head 3.1", "layers 0 to 2", "heads 0 to 3"]),
-        ([(0, 4)], "z", ["head 0.4", "layers 0 to 2", "heads 0 to 3"]),
-        ([(-1, 0)], "z", ["head -1.0", "layers 0 to 2"]),
-        ([(0, 0)], "result", ["'result'", "'z', 'q', 'k' and 'v'"]),
+        ([], "z", ["nothing was given", "at least one", "'4.6'"]),
+        (5, "z", ["5 is no list of parts", "['4.6', 'mlp3']"]),
+        ([(0, 0), (3, 1)], "z", ["(3, 1) does not exist", "layers 0 to 2", "units 0 to 3"]),
+        ([(0, 4)], "z", ["(0, 4) does not exist", "layers 0 to 2", "units 0 to 3"]),
+        ([(-1, 0)], "z", ["(-1, 0) is no head", "counted from zero"]),
+        ([(0, 0)], "result", ["'result'", "'z', 'q', 'k', 'v' and 'pattern'"]),
+        (["z0.0"], "z", ["'z0.0'", "'4.6'", "head, mlp, attn", "'mlp3', 'q4.6' or 'neuron2.17'"]),
+        (["mlp"], "z", ["'mlp' is no head"]),
+        (["mlp3"], "z", ["'mlp3' does not exist", "mlp_out has layers 0 to 2, whole"]),
+        (["mlp1.0"], "z", ["'mlp1.0' does not exist", "whole"]),
+        (["neuron1.128"], "z", ["'neuron1.128'", "post has layers 0 to 2 and units 0 to 127"]),
+        (["k1.4"], "z", ["'k1.4' does not exist", "k has layers 0 to 2 and units 0 to 3"]),
     ],
 )
 def test_heads_that_do_not_exist(tiny_gpt2, pairs, heads, activation, words):
@@ -301,12 +383,13 @@ def test_heads_that_do_not_exist(tiny_gpt2, pairs, heads, activation, words):
 
 
 def test_heads_that_share_keys_and_values(tiny_folders, pairs):
-    """With grouped-query attention there are fewer keys and values than heads."""
+    """A head is a head of its own query, and its value its group's; there are no more heads."""
     llama = pl.load_model(tiny_folders("llama"))
-    message = refusal(pl.patch_together, llama, pairs, [(0, 3)], corruption=STR, activation="v")
-    assert_names(message, "head 0.3", "v has", "heads 0 to 1")
-    fx = pl.patch_together(llama, pairs, [(0, 3)], corruption=STR, activation="q")
-    assert torch.isfinite(torch.tensor(fx.patched.values)).all()
+    for activation in ("q", "k", "v", "pattern", "z"):
+        message = refusal(
+            pl.patch_together, llama, pairs, [(0, 4)], corruption=STR, activation=activation
+        )
+        assert_names(message, "(0, 4) does not exist", f"{activation} has", "units 0 to 3")
 
 
 def test_masks_and_numbers_choose_prompts(tiny_gpt2):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
@@ -17,9 +17,10 @@ from transformer_lens.utilities import get_act_name
 import patchlib as pl
 from patchlib.prompts.corruption import Corruption
 from patchlib.prompts.pairs import PromptPairs
-from patchlib.sweep.cells import Cell, Limits
+from patchlib.sweep import architectures
+from patchlib.sweep.cells import COMPONENTS, Cell, Limits, Part, unit_of
 from patchlib.sweep.metrics import choose
-from patchlib.sweep.patching import COMPONENTS, ENGINES
+from patchlib.sweep.patching import ENGINES
 from patchlib.sweep.runs import Run
 
 # Without rank and accuracy, which jump where two logits are equal but for rounding.
@@ -43,9 +44,20 @@ def run(
     corruption: Corruption | None = None,
     **options,
 ) -> xr.Dataset:
-    options = {"metrics": METRICS, "progress": False} | options
+    if not has(model, component):
+        assume(False)
+    # One layer's neurons are as many runs as all other components together.
+    layers = {"layers": [1]} if component == "neuron" else {}
+    options = {"metrics": METRICS, "progress": False} | layers | options
     corruption = corruption or pl.STR("S2")
     return pl.patch(model, pairs, component, corruption=corruption, **options)
+
+
+def has(model: TransformerBridge, component: str) -> bool:
+    """Blocks whose MLP stands beside the attention have no middle; GPT-J hides its pattern."""
+    if component == "resid_mid":
+        return not model.cfg.parallel_attn_mlp
+    return component != "pattern" or architectures.obstacle(model, "pattern") is None
 
 
 def raw(fx: xr.Dataset) -> xr.Dataset:
@@ -54,9 +66,11 @@ def raw(fx: xr.Dataset) -> xr.Dataset:
 
 
 def all_cells(model: TransformerBridge, component: str) -> list[Cell]:
-    heads = range(model.cfg.n_heads) if component == "head" else (None,)
+    activation = COMPONENTS[component]
+    _, number = unit_of(model, activation) or ("layer", 0)
+    units = range(min(number, 5)) if number else (None,)
     layers = range(model.cfg.n_layers)
-    return [Cell(COMPONENTS[component], ((layer, head),)) for layer in layers for head in heads]
+    return [Cell((Part(activation, layer, unit),)) for layer in layers for unit in units]
 
 
 def exchanged(pairs: PromptPairs, site: str) -> PromptPairs:
@@ -90,6 +104,7 @@ def hooks_left(model: TransformerBridge) -> list[str]:
 @given(seed=seeds, n=sizes, component=components, corruption=corruptions)
 def test_a_run_patched_with_itself_stays_as_it_is(tiny, seed, n, component, corruption):
     """Each activation is put back where it came from; every cell sees the same noise."""
+    assume(has(tiny, component))
     pairs = pl.tasks.ioi(tiny, n, seed)
     corrupted = Run(corruption.tokens(pairs), corruption.noise(tiny, pairs, draw=0))
     cells = all_cells(tiny, component)
@@ -175,14 +190,20 @@ def test_batches_do_not_matter(tiny, seed, component, corruption):
 
 @given(seed=seeds, n=sizes, component=components, site=st.sampled_from(["S2", "IO", "ABC"]))
 def test_noising_is_denoising_with_the_prompts_exchanged(tiny, seed, n, component, site):
-    """Only the names of the two unpatched runs change."""
+    """The names of the two unpatched runs change, and what happens to the right answer.
+
+    It is still the clean prompt's: where noising takes it away, denoising the exchanged prompts
+    takes it away, too, which is what the one counts as positive and the other as negative.
+    """
     pairs = pl.tasks.ioi(tiny, n, seed)
     noising = run(tiny, pairs, component, pl.STR(site), direction="noise")
     denoising = run(tiny, exchanged(pairs, site), component, pl.STR(site))
     np.testing.assert_array_equal(noising.clean, denoising.corrupted)
     np.testing.assert_array_equal(noising.corrupted, denoising.clean)
     np.testing.assert_array_equal(noising.patched, denoising.patched)
-    np.testing.assert_array_equal(noising.effect, denoising.effect)
+    for metric, sign in (("logit_diff", 1), ("kl", 1), ("prob", -1), ("log_prob", -1)):
+        ours, theirs = (fx.effect.sel(metric=metric) for fx in (noising, denoising))
+        np.testing.assert_array_equal(ours, sign * theirs)
 
 
 @given(seed=seeds, component=components, corruption=corruptions, order=st.permutations(range(5)))
@@ -318,6 +339,13 @@ def test_a_prompt_without_the_position_is_left_out(tiny):
     assert kept.effect.sel(position="last_subject").notnull().all()
     expected = middle.values[has_middle].mean(0)
     np.testing.assert_allclose(mean.effect.sel(position="middle_subject"), expected, rtol=1e-9)
+    # All means at a position are over those prompts: as if the others had never been there.
+    some = pairs[has_middle]
+    alone = run(tiny, some, "mlp", pl.STR("subject"), positions="middle_subject")
+    for name in ("effect", "patched", "clean", "corrupted"):
+        found = mean[name].sel(position="middle_subject")
+        np.testing.assert_allclose(found, alone[name], rtol=1e-4, atol=1e-5)
+        assert not np.allclose(mean[name].sel(position="last_subject"), alone[name], rtol=1e-3)
 
 
 def test_no_hook_is_left_on_the_model(tiny):

@@ -1,4 +1,4 @@
-"""The six metrics on logits written by hand."""
+"""The metrics on logits written by hand."""
 
 import math
 
@@ -162,13 +162,61 @@ def test_choose_keeps_the_order():
     assert [metric.name for metric in metrics.choose("rank")] == ["rank"]
 
 
-@pytest.mark.parametrize(("names", "named"), [(["probability"], "'probability'"), ([], "none")])
-def test_unknown_metrics_are_refused(names: list[str], named: str):
+@pytest.mark.parametrize(
+    ("names", "named"),
+    [
+        (["probability"], "unknown metric 'probability'"),
+        ([], "none given"),
+        (["prob", "kl", "prob"], "metrics=prob, kl, prob: give at least one, and each name once"),
+        ([3], "unknown metric 3"),
+    ],
+)
+def test_unknown_metrics_are_refused(names: list, named: str):
     """The refusal lists what there is."""
     with pytest.raises(PatchlibError) as refusal:
         metrics.choose(names)
-    for word in ("unknown metric", named, *metrics.METRICS):
+    for word in (named, *metrics.METRICS):
         assert word in str(refusal.value)
+
+
+BROKEN = torch.tensor([[0.0, 1, 2, 3], [0, torch.nan, 0, 0], [0, 0, 0, torch.inf]])
+
+
+@pytest.mark.parametrize(
+    ("logits", "said"),
+    [
+        (BROKEN, "NaN or infinite for 2 of 3 prompts, the first 'two'"),
+        (torch.stack((BROKEN[[0, 0, 0]], BROKEN)), "for 2 of 3 prompts, the first 'two'"),
+        (BROKEN[[0, 0, 2]], "for 1 of 3 prompts, the first 'three'"),
+    ],
+    ids=["NaN and infinity", "one cell of two", "infinity"],
+)
+def test_broken_logits_are_refused(logits: Tensor, said: str):
+    """A prompt whose numbers are missing would drop out of every mean."""
+    r = torch.tensor([0, 0, 0])
+    with pytest.raises(PatchlibError, match=said):
+        metrics.measure(metrics.choose("prob"), logits, r, r + 1, logits, ["one", "two", "three"])
+    with pytest.raises(PatchlibError, match=r"the first number \d"):
+        metrics.require_finite(logits)
+    metrics.require_finite(BROKEN[:1])
+
+
+@pytest.mark.parametrize(
+    ("logits", "dtype"),
+    [(torch.float16, torch.float32), (torch.bfloat16, torch.float32), (torch.float64,) * 2],
+)
+def test_the_precision_of_metrics(logits: torch.dtype, dtype: torch.dtype):
+    """At least single: a sum over a vocabulary in half precision is off by percents."""
+    seen: list[torch.dtype] = []
+
+    def lead(logits: Tensor) -> Tensor:
+        seen.append(logits.dtype)
+        return logits[..., 0]
+
+    rows, r = LOGITS.to(logits), torch.tensor([0])
+    found = metrics.measure(metrics.choose(["prob", lead]), rows, r, r, rows)
+    assert (seen, found.dtype) == ([dtype], torch.float64)
+    assert found[0].item() == pytest.approx(0.1, rel=1e-2)
 
 
 @pytest.mark.parametrize("name", ["rank", "accuracy", "prob", "logit_diff", "kl"])
