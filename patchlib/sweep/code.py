@@ -21,7 +21,8 @@ def fingerprint(own: Any) -> str:
         own: a function; a class, whose methods count; or an object, whose values count as well.
 
     Example:
-        >>> fingerprint(lambda x: x + 1) == fingerprint(lambda x: x + 2)
+        >>> from functools import partial
+        >>> fingerprint(partial(round, ndigits=1)) == fingerprint(partial(round, ndigits=2))
         False
     """
     return f"sha256:{_sha256(repr(_parts(own, {})).encode())[:12]}"
