@@ -125,14 +125,20 @@ mean = {name: result.mean("draw", keep_attrs=True) for name, result in fx.items(
 for name, result in fx.items():
     pl.notebooks.keep(f"app_g_{name}", result[["effect"]])
 
+
+def over_all(run):
+    """The mean over all prompts, each of which has a last token."""
+    return run.sel(position="last") if "position" in run.dims else run
+
+
 pl.notebooks.show(
     pd.DataFrame(
         [
             {"run": run} | {LABELS[m]: f"{float(values.sel(metric=m)):.3f}" for m in METRICS}
             for run, values in {
-                "clean": mean["STR"].clean,
-                "STR": mean["STR"].corrupted,
-                "GN": mean["GN"].corrupted,
+                "clean": over_all(mean["STR"].clean),
+                "STR": over_all(mean["STR"].corrupted),
+                "GN": over_all(mean["GN"].corrupted),
             }.items()
         ]
     )
@@ -140,7 +146,7 @@ pl.notebooks.show(
 
 # %%
 paper_models = pl.paper.value("facts_models")
-clean = {metric: float(mean["STR"].clean.sel(metric=metric)) for metric in METRICS}
+clean = {metric: float(over_all(mean["STR"].clean).sel(metric=metric)) for metric in METRICS}
 display(
     Markdown(
         f"On clean prompts this model gives the answer a probability of {clean['prob']:.3f} and a "
@@ -559,7 +565,7 @@ next_to_nothing = [
     for metric, window in settings
     if has_peak("GN", metric, window, focus) and peak("STR", metric, window, focus)[0] < FLOOR
 ]
-gap = {name: float(mean[name].corrupted.sel(metric="prob")) for name in fx}
+gap = {name: float(over_all(mean[name].corrupted).sel(metric="prob")) for name in fx}
 display(
     Markdown(
         f"GN's peak over STR's at the {focus.replace('_', ' ')} token: {span(ratios['prob'])} by "

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -321,13 +320,13 @@ def test_a_tokenizer_without_a_beginning_of_sequence(load, special):
     assert_names(message, "prepend_bos=True", "no beginning-of-sequence token", "prepend_bos=False")
 
 
-def test_a_tokenizer_that_does_not_know_where_its_tokens_are():
+def test_a_tokenizer_that_does_not_know_where_its_tokens_are(mini, monkeypatch):
     """Spans are letters, and such a tokenizer cannot say in which token they are."""
-    model = SimpleNamespace(tokenizer=ByT5Tokenizer(), cfg=SimpleNamespace(model_name="slow"))
-    message = refusal(pl.PromptPairs.from_prompts, model, [WAR])
-    assert_names(message, "slow", "ByT5Tokenizer", "fast tokenizer", "tokenizer.json")
-    model.tokenizer = None
-    assert_names(refusal(pl.tasks.ioi, model, n=1), "slow", "NoneType", "fast tokenizer")
+    monkeypatch.setattr(mini, "tokenizer", ByT5Tokenizer())
+    message = refusal(pl.PromptPairs.from_prompts, mini, [WAR])
+    assert_names(message, "mini", "ByT5Tokenizer", "fast tokenizer", "tokenizer.json")
+    monkeypatch.setattr(mini, "tokenizer", None)
+    assert_names(refusal(pl.tasks.ioi, mini, n=1), "mini", "NoneType", "fast tokenizer")
 
 
 @pytest.mark.parametrize(("asked", "kept"), [(None, True), (True, True), (False, False)])

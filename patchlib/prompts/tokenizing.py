@@ -34,6 +34,23 @@ class TokenizedPrompt:
     words: tuple[str, ...] = ()
 
 
+def tokenizer_of(model: TransformerBridge) -> Any:
+    """A model's tokenizer, which must be one that knows where in a text its tokens are.
+
+    Raises:
+        PatchlibError: for another tokenizer, and for what is no model.
+    """
+    require_bridge(model)
+    tokenizer = model.tokenizer
+    if not getattr(tokenizer, "is_fast", False):
+        raise PatchlibError(
+            f"the tokenizer of {model.cfg.model_name} is {type(tokenizer).__name__}, which does "
+            "not say where in the text its tokens are: named positions need a fast tokenizer, one "
+            "with a tokenizer.json"
+        )
+    return tokenizer
+
+
 def starts_with_bos(model: TransformerBridge, prepend_bos: bool | None) -> bool:
     """Whether a beginning-of-sequence token comes first.
 
@@ -46,14 +63,7 @@ def starts_with_bos(model: TransformerBridge, prepend_bos: bool | None) -> bool:
         PatchlibError: where such a token is asked for and there is none, for an answer other than
             yes and no, and for a tokenizer that does not say where its tokens are.
     """
-    require_bridge(model)
-    tokenizer = model.tokenizer
-    if not getattr(tokenizer, "is_fast", False):
-        raise PatchlibError(
-            f"the tokenizer of {model.cfg.model_name} is {type(tokenizer).__name__}, which does "
-            "not say where in the text its tokens are: named positions need a fast tokenizer, one "
-            "with a tokenizer.json"
-        )
+    tokenizer = tokenizer_of(model)
     # TransformerLens lends a tokenizer without a beginning of sequence its end, or makes one up.
     given = tokenizer.init_kwargs.get("bos_token") or tokenizer.bos_token != tokenizer.eos_token
     has_bos = bool(given) and tokenizer.bos_token_id is not None

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 from transformer_lens.model_bridge import TransformerBridge
 
-from patchlib.errors import PatchlibError, require_bridge
+from patchlib.errors import PatchlibError
+from patchlib.prompts.tokenizing import tokenizer_of
 
 
 def count(model: TransformerBridge, text: str) -> int:
     """The number of a text's tokens, without a beginning of sequence."""
-    return len(model.tokenizer(text, add_special_tokens=False)["input_ids"])
+    return len(tokenizer_of(model)(text, add_special_tokens=False)["input_ids"])
 
 
 def follows_as_one(model: TransformerBridge, text: str, after: str) -> bool:
@@ -39,7 +40,6 @@ def single(
         >>> single(pl.load_model("mini"), "names", ["Mary", "Llanfairpwllgwyngyll", "John"])
         ('Mary', 'John')
     """
-    require_bridge(model)
     found = tuple(word for word in words if follows_as_one(model, "the", f" {word}"))
     if len(found) < at_least:
         raise PatchlibError(
@@ -51,6 +51,5 @@ def single(
 
 def splits_digits(model: TransformerBridge) -> bool:
     """Whether each digit is a token of its own, as in SmolLM2 and Llama 2, but not in GPT-2."""
-    require_bridge(model)
-    tokens = model.tokenizer("the year 1745", add_special_tokens=False)["input_ids"]
+    tokens = tokenizer_of(model)("the year 1745", add_special_tokens=False)["input_ids"]
     return [model.tokenizer.decode([token]) for token in tokens[-4:]] == list("1745")
