@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import weakref
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities.statistics import derive_generator
 
@@ -156,16 +157,7 @@ class GN(Corruption):
         The embeddings are those that the noise is added to: some models, such as Gemma, scale
         what they read from their matrix.
         """
-        embed = model.embed.original_component
-        n, total, squares = 0, 0.0, 0.0
-        with torch.no_grad():
-            # In parts, since a copy of the whole matrix may be larger than the memory budget.
-            for tokens in torch.arange(len(model.W_E), device=model.W_E.device).split(256):
-                values = embed(tokens).double()
-                n += values.numel()
-                total += values.sum().item()
-                squares += values.square().sum().item()
-        return self.scale * math.sqrt((squares - total**2 / n) / (n - 1))
+        return self.scale * _spread(model.embed.original_component, len(model.W_E))
 
     def noise(
         self, model: TransformerBridge, pairs: PromptPairs, draw: int
@@ -194,3 +186,25 @@ class GN(Corruption):
         """The corruption and its parameters, as results keep them."""
         found = super().describe()
         return found | {"noise_seed": found.pop("seed")}
+
+
+_SPREADS: weakref.WeakKeyDictionary[nn.Module, tuple[object, float]] = weakref.WeakKeyDictionary()
+
+
+def _spread(embed: nn.Module, n_tokens: int) -> float:
+    """The standard deviation of all entries of what an embedding gives; once for its weights."""
+    weights = [(part.data_ptr(), part._version) for part in embed.parameters()]
+    known = _SPREADS.get(embed)
+    if known is not None and known[0] == weights:
+        return known[1]
+    n, total, squares = 0, 0.0, 0.0
+    with torch.no_grad():
+        # In parts, since a copy of the whole matrix may be larger than the memory budget.
+        for tokens in torch.arange(n_tokens, device=next(embed.parameters()).device).split(256):
+            values = embed(tokens).double()
+            n += values.numel()
+            total += values.sum().item()
+            squares += values.square().sum().item()
+    spread = math.sqrt((squares - total**2 / n) / (n - 1))
+    _SPREADS[embed] = (weights, spread)
+    return spread
