@@ -25,7 +25,6 @@ from transformers.pytorch_utils import Conv1D
 Heads = Float[Tensor, "row position head d_head"]
 Rotate = Callable[[Heads], Heads]
 
-
 RMS_NORMS = (LlamaRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm)
 
 
@@ -176,16 +175,13 @@ class Block:
 
     def attend(self, q: Heads, k: Heads, v: Heads, mask: Bool[Tensor, "query key"] | None) -> Heads:
         """z."""
-        shared = q.shape[2] // k.shape[2]
-        if shared == 1:
-            q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-            return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
         # Heads that share a key stand in a row as further positions, so that no key is copied.
+        positions, shared = q.shape[1], q.shape[2] // k.shape[2]
         q = q.unflatten(2, (-1, shared)).permute(0, 2, 3, 1, 4).flatten(2, 3)
-        mask = None if mask is None else mask.repeat(shared, 1)
         k, v = k.transpose(1, 2), v.transpose(1, 2)
+        mask = None if mask is None else mask.repeat(shared, 1)
         z = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return z.unflatten(2, (shared, -1)).permute(0, 3, 1, 2, 4).flatten(2, 3)
+        return z.unflatten(2, (-1, positions)).permute(0, 3, 1, 2, 4).flatten(2, 3)
 
     def pattern(
         self, q: Heads, k: Heads, mask: Bool[Tensor, "query key"] | None

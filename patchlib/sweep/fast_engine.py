@@ -118,7 +118,7 @@ def _trace(wanted: _Wanted, run: Run, start: int, other: _Trace | None = None) -
     begin = 0 if other is None else start
     x = x[:, begin:]
     everywhere, rotate = slice(None), network.rotation(begin, length)
-    mask = _causal(begin, length - begin, x.device)
+    mask = _causal(begin, length, length, x.device)
     restored, after, queries, keys, values = Kept(), Kept(), Kept(), Kept(), Kept()
     for layer, block in enumerate(network.blocks):
         q, k, v = block.project(x, everywhere, rotate, rotate)
@@ -180,11 +180,17 @@ def _given(wanted: _Wanted, taken: Mapping[str, Tensor], prompts: int) -> Kept:
     return kept
 
 
-def _causal(before: int, length: int, device: torch.device) -> Bool[Tensor, "query key"] | None:
-    """What ``length`` positions see after ``before`` others; None where one position sees all."""
-    if length == 1:
+def _causal(
+    first: int, length: int, keys: int, device: torch.device
+) -> Bool[Tensor, "query key"] | None:
+    """What positions from the first on see of the keys; None where one position sees all."""
+    if keys == length == first + 1:
         return None
-    return torch.ones(length, before + length, dtype=torch.bool, device=device).tril(before)
+    return torch.ones(length - first, keys, dtype=torch.bool, device=device).tril(first)
+
+
+def _whole_vectors(length: int) -> int:
+    return -(-length // 16) * 16
 
 
 def _span(cell: Cell) -> tuple[int, int]:
@@ -227,6 +233,8 @@ class _Pass:
         self.there, self.here = there, here
         self.first, self.patched = first, patched.to(self.network.device)
         self.n_prompts, self.length = here.keys[0].shape[:2]
+        # Attention on a CPU takes half the time over whole vectors of keys.
+        self._keys = _whole_vectors(self.length)
         # Where ``first`` is among the positions that the traces keep.
         self._from = first - (self.length - next(iter(here.after.values())).shape[1])
 
@@ -239,7 +247,7 @@ class _Pass:
         network, n_layers = self.network, len(self.network.blocks)
         carriers, spans = _carriers(cells), [_span(cell) for cell in cells]
         queries = slice(None)
-        mask = _causal(self.first, self.length - self.first, network.device)
+        mask = _causal(self.first, self.length, self._keys, network.device)
         rotate_keys = rotate = network.rotation(self.first, self.length)
         x = self._nothing()
         active: list[int] = []
@@ -264,7 +272,8 @@ class _Pass:
             if self.stage == "start":
                 x = self._join(self._restore(x, layer, inside, queries), layer, joining, queries)
             if layer == n_layers - 1:
-                queries, mask = slice(-1, None), None
+                queries = slice(-1, None)
+                mask = _causal(self.length - 1, self.length, self._keys, network.device)
                 rotate = network.rotation(self.length - 1, self.length)
             read = middle = x[:, queries]
             if len(x):
@@ -306,14 +315,12 @@ class _Pass:
     def _behind(
         self, kept: Float[Tensor, "prompt position head d_head"], new: Tensor
     ) -> Float[Tensor, "row position head d_head"]:
-        """The keys or values of all positions: kept ones first, then those of the rows."""
-        if not self.first:
-            return new
+        """The keys or values of all positions: kept ones, those of the rows, and unseen zeros."""
         n_rows, _, *heads = new.shape
-        whole = new.new_empty(n_rows, self.length, *heads)
-        whole[:, self.first :] = new
-        blocks = whole.unflatten(0, (-1, self.n_prompts))
-        blocks[:, :, : self.first] = kept[:, : self.first]
+        whole = new.new_empty(n_rows, self._keys, *heads)
+        whole.unflatten(0, (-1, self.n_prompts))[:, :, : self.first] = kept[:, : self.first]
+        whole[:, self.first : self.length] = new
+        whole[:, self.length :] = 0
         return whole
 
     def _join(self, x: Residual, layer: int, joining: Sequence[Cell], queries: slice) -> Residual:
@@ -360,9 +367,8 @@ class _Pass:
     ) -> Float[Tensor, "prompt query head d_head"]:
         """The change of some heads' z when their queries, keys or values are new."""
         block, here = self.network.blocks[layer], self.here
-        mask = _causal(self.first, self.length - self.first, new.device)
-        if queries != slice(None):
-            mask = None
+        first = self.first if queries == slice(None) else self.length - 1
+        mask = _causal(first, self.length, self.length, new.device)
         inputs = {
             "q": self._late(here.queries, layer),
             "k": here.keys[layer],
@@ -420,8 +426,8 @@ class _Plan:
         kept = restored.get(wanted.activation, max(size.width, size.heads))
         kept = len(wanted.layers) * (kept + size.width + size.heads)
         held = length * runs * (kept + 2 * size.layers * size.keys) + 3 * size.logits
-        passing = length * (9 * size.width + 6 * size.heads + 4 * size.keys + 2 * size.hidden)
-        passing += 6 * size.logits
+        passing = length * (9 * size.width + 6 * size.heads + 2 * size.keys + 2 * size.hidden)
+        passing += 2 * _whole_vectors(length) * size.keys + 6 * size.logits
         # The comparison with TransformerLens' own pass takes what that pass takes.
         needed = max(2 * held + passing, row_bytes(wanted.network.model, length))
         if needed > limits.memory:
