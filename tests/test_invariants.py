@@ -370,6 +370,16 @@ def test_the_model_is_left_as_it_was(tiny):
     torch.testing.assert_close(tiny(pairs.clean_tokens).detach(), before, rtol=0, atol=0)
 
 
+def test_zeros_at_some_positions(mini):
+    """Both engines put zeros there, in the number type of the model."""
+    pairs = pl.tasks.ioi(mini, 3)
+    one, other = (
+        run(mini, pairs, "v", layers=2, positions="last", source=pl.Zero(), engine=engine)
+        for engine in ENGINES
+    )
+    xr.testing.assert_allclose(one, other, **CLOSE)
+
+
 @pytest.mark.parametrize(
     "options",
     [

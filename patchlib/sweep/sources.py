@@ -151,5 +151,5 @@ def taken(
             total = values.sum(0, keepdim=True, dtype=torch.float64)
             sums[name] = sums[name] + total if name in sums else total
     if isinstance(source, Zero):
-        return {name: torch.zeros_like(total) for name, total in sums.items()}
+        return {name: torch.zeros_like(total, dtype=cfg.dtype) for name, total in sums.items()}
     return {name: (total / len(alike)).to(cfg.dtype) for name, total in sums.items()}
