@@ -114,8 +114,9 @@ def test_parts_of_one_stream(tiny_folders, family: str, parts: list[str], positi
     found = together(model, pairs, ["resid_mid1", *parts], **options)
     expected = together(model, pairs, ["resid_mid1"], **options)
     xr.testing.assert_allclose(found, expected, **CLOSE)
-    alone = together(model, pairs, parts, **options)
-    assert abs(alone.patched - expected.patched).max() > 1e-4
+    if positions == "last":
+        alone = together(model, pairs, parts, **options)
+        assert abs(alone.patched - expected.patched).max() > 1e-4
 
 
 @pytest.mark.parametrize("engine", ENGINES)

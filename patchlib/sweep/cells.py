@@ -138,7 +138,7 @@ def parts_of(
 
 
 def _part(model: TransformerBridge, name: object, activation: str) -> Part:
-    found = re.fullmatch(r"([a-z_]+?)?(\d+)(?:\.(\d+))?", name) if isinstance(name, str) else None
+    found = re.fullmatch(r"([a-z_]+?)?([0-9]+)(?:[.]([0-9]+))?", name) if isinstance(name, str) else None
     prefix = found[1] if found else None
     unit: int | None
     if prefix is None:
