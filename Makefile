@@ -46,7 +46,7 @@ test: lint  ## Lint, then run the tests, the doctests and the notebooks
 
 # The texts go first: executing makes each .ipynb newer than its text, and the newer half wins.
 run: notebooks  ## Execute all notebooks, on mini or the model that PATCHLIB_MODEL names
-	PATCHLIB_MODEL=$(or $(PATCHLIB_MODEL),mini) $(BIN)/python -m patchlib
+	$(BIN)/python -m patchlib
 
 test-browser: $(INSTALLED)  ## Run the tests in Chromium (needs chromium and chromedriver)
 	PATCHLIB_MODEL=mini $(BIN)/pytest tests -m browser

@@ -93,6 +93,8 @@ def run(path: Path, write: bool) -> float:
     # Threads that wait for one another must not spin: where cores are shared, that takes ten
     # times as long. Kernels inherit the setting, which is read when they start.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Their texts and stored outputs are of mini.
+    os.environ.setdefault("PATCHLIB_MODEL", "mini")
     started = time.perf_counter()
     # Widgets need a kernel, so their state is not stored; pictures and tables are.
     NotebookClient(
