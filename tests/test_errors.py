@@ -131,6 +131,22 @@ def test_windows(tiny_gpt2, pairs, settings, words):
     assert_names(refusal(pl.patch, tiny_gpt2, pairs, **settings), *words)
 
 
+@pytest.mark.parametrize("call", [pl.patch, pl.baselines, pl.keep_answered])
+def test_prompts_in_the_tokens_of_another_model(tiny_gpt2, pairs, call):
+    """Where another tokenizer numbers its tokens otherwise, they stand for other words."""
+    first = pairs.prompts[0]
+    other = dataclasses.replace(first, clean=tuple(token + 1 for token in first.clean))
+    settings = {"corruption": STR, "progress": False} if call is pl.patch else {}
+    message = refusal(call, tiny_gpt2, pl.PromptPairs("own", (other,)), **settings)
+    assert_names(message, repr(first.text), tiny_gpt2.cfg.model_name, "anew")
+
+
+@pytest.mark.parametrize("call", [pl.baselines, pl.keep_answered])
+@pytest.mark.parametrize("given", [["a text"], None])
+def test_what_are_no_prompts(tiny_gpt2, call, given):
+    assert_names(refusal(call, tiny_gpt2, given), type(given).__name__, "PromptPairs")
+
+
 def test_a_model_in_training_mode(tiny_gpt2, pairs):
     """Dropout would make every number random."""
     tiny_gpt2.train()

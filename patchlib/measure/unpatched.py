@@ -15,7 +15,7 @@ from patchlib.prompts.corruption import Corruption
 from patchlib.prompts.pairs import PromptPairs
 from patchlib.sweep import metrics as metric_definitions
 from patchlib.sweep.metrics import Metric
-from patchlib.sweep.runs import Run, batches, run_with_edits, two_runs
+from patchlib.sweep.runs import Run, batches, require_prompts, run_with_edits, two_runs
 
 
 def baselines(
@@ -50,6 +50,7 @@ def baselines(
         >>> bool(ld.clean > 0 > ld.corrupted)
         True
     """
+    require_prompts(model, pairs)
     chosen = metric_definitions.choose(metrics)
     draws = 0 if corruption is None else corruption.draws
     clean = np.full((len(chosen), len(pairs)), np.nan)

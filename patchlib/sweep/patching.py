@@ -33,7 +33,7 @@ from patchlib.sweep.checkpoint import Checkpoint, fingerprints, hooked, places
 from patchlib.sweep.code import fingerprint
 from patchlib.sweep.frames import Frame
 from patchlib.sweep.metrics import Metric
-from patchlib.sweep.runs import Run, require_evaluation, two_runs
+from patchlib.sweep.runs import Run, require_evaluation, require_prompts, two_runs
 from patchlib.sweep.sources import Source, Taken
 
 ENGINES = {"hooks": hook_engine.sweep, "fast": fast_engine.sweep}
@@ -343,12 +343,7 @@ def _patch(
 
 def _require_sense(model: TransformerBridge, pairs: PromptPairs, corruption: Corruption) -> None:
     require_evaluation(model)
-    if not isinstance(pairs, PromptPairs) or not len(pairs):
-        given = "" if isinstance(pairs, PromptPairs) else f" in a {type(pairs).__name__}"
-        raise PatchlibError(
-            f"there are no prompts{given}: give PromptPairs with at least one, from a task such as "
-            "pl.tasks.ioi(model) or from pl.PromptPairs.from_table(model, ...)"
-        )
+    require_prompts(model, pairs)
     if not isinstance(corruption, Corruption):
         raise PatchlibError(
             f"corruption={corruption!r}: give pl.STR(site), pl.GN(site) or a pl.Corruption of your "
@@ -376,9 +371,9 @@ def _choose_engine(
         alone, among = (two_runs(model, some, corruption, 0)[1] for some in (second, group[:2]))
         if alone.differs_from(among.rows(slice(-1, None))).any():
             raise PatchlibError(
-                f"{corruption} does not corrupt {second.texts[0]!r} in the same way twice: tokens "
-                "and noise of a prompt must depend on that prompt and the draw alone; seed a "
-                "generator for each prompt, as in torch.Generator().manual_seed(draw)"
+                f"{type(corruption).__name__} does not corrupt {second.texts[0]!r} in the same way "
+                "twice: its tokens and its noise must depend on the prompt and the draw alone; seed "
+                "a generator for each prompt, as in torch.Generator().manual_seed(draw)"
             )
     if engine != "hooks":
         found = (architectures.obstacle(model, activation) for activation in frame.activations)

@@ -166,19 +166,44 @@ def two_runs(
     """The clean and the corrupted run of prompts of one length.
 
     Raises:
-        PatchlibError: for a corruption whose tokens or noise have another shape than the prompts.
+        PatchlibError: for a corruption whose tokens or noise have another shape than the prompts,
+            and for noise that is NaN.
     """
     clean = pairs.clean_tokens
     tokens, noise = corruption.tokens(pairs), corruption.noise(model, pairs, draw)
     wanted = (*clean.shape, model.cfg.d_model)
     for name, given, shape in (("tokens", tokens, clean.shape), ("noise", noise, wanted)):
-        if given is not None and getattr(given, "shape", None) != shape:
+        if getattr(given, "shape", None) != shape and not (name == "noise" and given is None):
             found = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
             raise PatchlibError(
-                f"{corruption} gave {found} as {name}: these prompts need a tensor of shape "
-                f"{tuple(shape)}"
+                f"{type(corruption).__name__} gave {found} as {name}: these prompts need a tensor "
+                f"of shape {tuple(shape)}"
             )
+    if noise is not None and not noise.isfinite().all():
+        raise PatchlibError(f"{type(corruption).__name__} gave noise that is NaN or infinite")
     return Run(clean), Run(tokens, noise)
+
+
+def require_prompts(model: TransformerBridge, pairs: PromptPairs) -> None:
+    """Refuses what are no prompts, and prompts in the tokens of another model.
+
+    Raises:
+        PatchlibError: for such prompts.
+    """
+    require_bridge(model)
+    if not isinstance(pairs, PromptPairs) or not len(pairs):
+        given = "" if isinstance(pairs, PromptPairs) else f" in a {type(pairs).__name__}"
+        raise PatchlibError(
+            f"there are no prompts{given}: give PromptPairs with at least one, from a task such as "
+            "pl.tasks.ioi(model) or from pl.PromptPairs.from_table(model, ...)"
+        )
+    first = pairs.prompts[0]
+    words = tuple(model.tokenizer.batch_decode([[token] for token in first.clean]))
+    if first.words and first.words != words:
+        raise PatchlibError(
+            f"the tokens of {first.text!r} are not those of {model.cfg.model_name}, for which they "
+            f"would be {''.join(words)!r}: make the prompts anew with this model"
+        )
 
 
 def row_bytes(model: TransformerBridge, length: int) -> int:
@@ -205,8 +230,10 @@ def batches(
         The numbers of the prompts, and the prompts.
 
     Raises:
-        PatchlibError: for a budget that is no positive number, or too small for one prompt.
+        PatchlibError: for what are no prompts of this model, and for a budget that is no positive
+            number, or too small for one prompt.
     """
+    require_prompts(model, pairs)
     memory = Limits.of(model, "auto", memory_budget).memory
     for index, group in pairs.by_length():
         length = len(group.prompts[0].clean)
