@@ -40,7 +40,7 @@ class Corruption:
         ...     def noise(self, model, pairs, draw):
         ...         noise = torch.zeros(*pairs.clean_tokens.shape, model.cfg.d_model)
         ...         for row, at in enumerate(pairs.at(self.site)):
-        ...             noise[row, list(at)] = self.by
+        ...             noise[row, list(at), 0] = self.by
         ...         return noise
         >>> Shift("S2", by=0.5).describe()
         {'corruption': 'Shift', 'site': 'S2', 'by': 0.5}
@@ -73,6 +73,11 @@ class Corruption:
             for name, value in dataclasses.asdict(self).items()
         }
         return {"corruption": type(self).__name__, **fields}
+
+
+def is_own(corruption: Corruption) -> bool:
+    """Whether a corruption is somebody's own class."""
+    return type(corruption).__module__ != __name__
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,8 @@ def parts_of(
 
 
 def _part(model: TransformerBridge, name: object, activation: str) -> Part:
-    found = re.fullmatch(r"([a-z_]+?)?([0-9]+)(?:[.]([0-9]+))?", name) if isinstance(name, str) else None
+    text = name if isinstance(name, str) else ""
+    found = re.fullmatch("([a-z_]+)?([0-9]+)(?:[.]([0-9]+))?", text)
     prefix = found[1] if found else None
     unit: int | None
     if prefix is None:

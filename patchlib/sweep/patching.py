@@ -11,7 +11,6 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -21,19 +20,24 @@ from jaxtyping import Bool
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from patchlib.errors import PatchlibError, whole
+from patchlib.errors import PatchlibError
 from patchlib.heads import Heads
-from patchlib.models.loading import describe
 from patchlib.prompts.corruption import Corruption
 from patchlib.prompts.pairs import PromptPairs
 from patchlib.sweep import architectures, fast_engine, frames, hook_engine, results, sources
 from patchlib.sweep import metrics as metric_definitions
 from patchlib.sweep.cells import Limits, Part, parts_of, unit_of
-from patchlib.sweep.checkpoint import Checkpoint, fingerprints, hooked, places
-from patchlib.sweep.code import fingerprint
+from patchlib.sweep.checkpoint import Checkpoint, fingerprints, places
 from patchlib.sweep.frames import Frame
 from patchlib.sweep.metrics import Metric
-from patchlib.sweep.runs import Run, require_evaluation, require_prompts, two_runs
+from patchlib.sweep.runs import (
+    Run,
+    require_corruption,
+    require_evaluation,
+    require_prompts,
+    two_runs,
+)
+from patchlib.sweep.settings import of_result
 from patchlib.sweep.sources import Source, Taken
 
 ENGINES = {"hooks": hook_engine.sweep, "fast": fast_engine.sweep}
@@ -279,35 +283,18 @@ def _patch(
     engine = _choose_engine(engine, model, pairs, corruption, frame)
     sources.require_fit(source, pairs, positions)
     one_place = not isinstance(positions, list)
-    settings: dict[str, Any] = {
-        **describe(model),
-        **pairs.describe(),
-        **what,
+    kept: dict[str, Any] = {"metrics": ", ".join(metric.name for metric in chosen_metrics)}
+    if checkpoint is not None:
+        kept |= fingerprints(model)
+    what |= {
         "positions": positions if one_place else ", ".join(map(str, positions)),  # type: ignore
         "direction": direction,
         **sources.describe(source, direction),
         "engine": engine,
     }
-    own = [metric for metric in chosen_metrics if metric not in metric_definitions.METRICS.values()]
-    if own:
-        settings["own_metrics"] = ", ".join(f"{m.name} ({fingerprint(vars(m))})" for m in own)
-    if found := hooked(model):
-        settings["hooks"] = ", ".join(found)
-    if _is_own(corruption):
-        settings["own_corruption"] = fingerprint(corruption)
-    kept: dict[str, Any] = {"metrics": ", ".join(metric.name for metric in chosen_metrics)}
-    if checkpoint is not None:
-        kept |= fingerprints(model)
-    clash = sorted(corruption.describe().keys() & {*settings, *kept})
-    if clash:
-        raise PatchlibError(
-            f"{type(corruption).__name__} has a field {clash[0]!r}, which is the name of another "
-            "setting in results: call it something else"
-        )
-    settings |= corruption.describe()
+    settings = of_result(model, pairs, corruption, chosen_metrics, what, kept)
     finished = Checkpoint(checkpoint, settings | kept) if checkpoint is not None else None
-    draws = whole("draws", corruption.draws, 1)
-    total, done = draws * len(pairs) * int(frame.asked.sum()), 0
+    total, done = corruption.draws * len(pairs) * int(frame.asked.sum()), 0
     bar = tqdm(
         total=total,
         desc=f"patching {what.get('component', 'together')}",
@@ -331,24 +318,14 @@ def _patch(
     data = results.average(data, frame, pairs.texts, keep_prompts, keep_draws)
     if one_place and positions not in ("all", "each"):
         data = data.assign_coords(position=positions)
-    data.attrs = {
-        **settings,
-        "patchlib": version("patchlib"),
-        "torch": version("torch"),
-        "transformer_lens": version("transformer-lens"),
-        "transformers": version("transformers"),
-    }
+    data.attrs = settings
     return data
 
 
 def _require_sense(model: TransformerBridge, pairs: PromptPairs, corruption: Corruption) -> None:
     require_evaluation(model)
     require_prompts(model, pairs)
-    if not isinstance(corruption, Corruption):
-        raise PatchlibError(
-            f"corruption={corruption!r}: give pl.STR(site), pl.GN(site) or a pl.Corruption of your "
-            "own, for example pl.STR('S2')"
-        )
+    require_corruption(model, pairs, corruption)
 
 
 def _choose_engine(
@@ -365,16 +342,6 @@ def _choose_engine(
         )
     _, group = next(pairs.by_length())
     runs = two_runs(model, group[:1], corruption, 0)
-    if _is_own(corruption):
-        # Alone or after another prompt, in this pass or in a later one.
-        second = group[:2][[-1]]
-        alone, among = (two_runs(model, some, corruption, 0)[1] for some in (second, group[:2]))
-        if alone.differs_from(among.rows(slice(-1, None))).any():
-            raise PatchlibError(
-                f"{type(corruption).__name__} does not corrupt {second.texts[0]!r} in the same way "
-                "twice: its tokens and its noise must depend on the prompt and the draw alone; seed "
-                "a generator for each prompt, as in torch.Generator().manual_seed(draw)"
-            )
     if engine != "hooks":
         found = (architectures.obstacle(model, activation) for activation in frame.activations)
         problem = next(filter(None, found), None) or fast_engine.disagreement(model, *runs)
@@ -516,10 +483,6 @@ def _name(model: TransformerBridge, part: Part) -> str:
     """A part by what results call it: key/value head 1 of layer 3 is v3.kv_head1."""
     unit, _ = unit_of(model, part.activation) or ("", 0)
     return str(part).replace(".", ".kv_head") if unit == "kv_head" else str(part)
-
-
-def _is_own(corruption: Corruption) -> bool:
-    return type(corruption).__module__ != Corruption.__module__
 
 
 def _one_or_list(given: Any) -> Any:

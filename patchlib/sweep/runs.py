@@ -14,8 +14,8 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.tools.analysis._model_state import require_eval_mode
 
-from patchlib.errors import PatchlibError, require_bridge
-from patchlib.prompts.corruption import Corruption
+from patchlib.errors import PatchlibError, require_bridge, whole
+from patchlib.prompts.corruption import Corruption, is_own
 from patchlib.prompts.pairs import PromptPairs
 from patchlib.sweep.cells import Limits
 
@@ -138,8 +138,7 @@ def run_with_edits(
             raise PatchlibError(
                 f"this model has no activation {name!r}; model.hook_dict lists those it has"
             )
-    accepted = signature(model.original_model.forward).parameters
-    last: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+    last: dict[str, Any] = {"logits_to_keep": 1} if _gives_last_logits(model) else {}
     with _ONE_AT_A_TIME, torch.no_grad():
         logits = model.run_with_hooks(run.tokens.to(model.cfg.device), fwd_hooks=hooks, **last)
     fired.check()
@@ -158,6 +157,41 @@ def require_evaluation(model: TransformerBridge) -> None:
         require_eval_mode(model, operation="activation patching")
     except ValueError as error:
         raise PatchlibError(str(error)) from None
+
+
+def require_corruption(
+    model: TransformerBridge, pairs: PromptPairs, corruption: Corruption
+) -> None:
+    """Refuses what is no corruption, and one of somebody's own that cannot be relied on.
+
+    Raises:
+        PatchlibError: for such a corruption: no whole number of draws, prompts that are left as
+            they are, or that are corrupted in another way at every call.
+    """
+    if not isinstance(corruption, Corruption):
+        raise PatchlibError(
+            f"corruption={corruption!r}: give pl.STR(site), pl.GN(site) or a pl.Corruption of your "
+            "own, for example pl.STR('S2')"
+        )
+    whole("draws", corruption.draws, 1)
+    if not is_own(corruption):
+        return
+    _, group = next(pairs.by_length())
+    # Alone or after another prompt, in this pass or in a later one.
+    second, name = group[:2][[-1]], type(corruption).__name__
+    clean, alone = two_runs(model, second, corruption, 0)
+    among = two_runs(model, group[:2], corruption, 0)[1].rows(slice(-1, None))
+    if alone.differs_from(among).any():
+        raise PatchlibError(
+            f"{name} does not corrupt {second.texts[0]!r} in the same way twice: what it does must "
+            "depend on the prompt and the draw alone; seed a generator for each prompt, as in "
+            "torch.Generator().manual_seed(draw)"
+        )
+    if not clean.differs_from(alone).any():
+        raise PatchlibError(
+            f"{name} changes nothing in {second.texts[0]!r}: write its method tokens(self, pairs) "
+            "or noise(self, model, pairs, draw), as pl.Corruption describes them"
+        )
 
 
 def two_runs(
@@ -206,10 +240,16 @@ def require_prompts(model: TransformerBridge, pairs: PromptPairs) -> None:
         )
 
 
+def _gives_last_logits(model: TransformerBridge) -> bool:
+    return "logits_to_keep" in signature(model.original_model.forward).parameters
+
+
 def row_bytes(model: TransformerBridge, length: int) -> int:
     """What one prompt of a length takes in TransformerLens' own forward pass."""
-    floats = 3 * model.cfg.d_vocab + 30 * model.cfg.d_model + 4 * model.cfg.n_heads * length
-    return 4 * length * floats
+    positions = 1 if _gives_last_logits(model) else length
+    floats = length * (30 * model.cfg.d_model + 4 * model.cfg.n_heads * length)
+    floats += (5 + positions) * model.cfg.d_vocab
+    return max(4, model.cfg.dtype.itemsize) * floats
 
 
 def batches(
