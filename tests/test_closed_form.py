@@ -46,6 +46,7 @@ c. It gives 4·max(0, 3) = 12 where head 0 wrote 3, and 4·max(0, -3) = 0 where 
     MLP restored       9/13    -4/13        1
 """
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -257,6 +258,84 @@ def test_noising(model: TransformerBridge):
     np.testing.assert_allclose(divergence.clean, kl("corrupted", "clean"), atol=ATOL)
     left = np.array([[kl("corrupted", "head 1"), kl("corrupted", "head 0")]])
     np.testing.assert_allclose(divergence.effect, kl("corrupted", "clean") - left, atol=ATOL)
+
+
+def test_a_full_patch_in_both_directions(model: TransformerBridge):
+    """All of the stream: the way from one run to the other, positive by every metric.
+
+    B's probability rises where A's falls, and so does A's rank: in the corrupted run its logit
+    of -3/5 stands between E's 0 and B's -4/5, in the clean run none is above it.
+    """
+    p, q = softmax(LOGITS["clean"]), softmax(LOGITS["corrupted"])
+    way = {
+        "logit_diff": 1,
+        "prob": p[A] - q[A],
+        "log_prob": math.log(p[A] / q[A]),
+        # r' is less likely in the corrupted run as well, since E takes over.
+        "wrong_prob": q[B] - p[B],
+        "rank": 1,
+        "accuracy": 1,
+    }
+    assert (way["prob"] > 0, way["log_prob"] > 0, way["wrong_prob"] < 0) == (True, True, True)
+    divergence = {"denoise": kl("clean", "corrupted"), "noise": kl("corrupted", "clean")}
+    for direction in ("denoise", "noise"):
+        fx = run_patch(model, "resid", direction=direction, metrics=[*way, "kl"])
+        expected = [*way.values(), divergence[direction]]
+        np.testing.assert_allclose(fx.effect.isel(layer=0), expected, atol=ATOL)
+
+
+def test_a_position_that_some_prompts_lack(model: TransformerBridge):
+    """Full recovery is 1, by the ways of those prompts that have the position.
+
+    The first prompt's way is 42/65. The second one, with r' = E, has a way of 114/65 and no such
+    position: over both, the mean way would be 78/65, and full recovery 42/78.
+    """
+    lacks = dataclasses.replace(prompt(wrong=E), positions={"first": (), "last": (1,)})
+    pairs = PromptPairs("by hand", (prompt(), lacks))
+    for engine in ("hooks", "fast"):
+        options = {"pairs": pairs, "engine": engine, "metrics": ["logit_diff", "prob"]}
+        for positions in ("first", ["last", "first"]):
+            fx = run_patch(model, "resid", positions=positions, **options).isel(layer=0)
+            at_first = fx if positions == "first" else fx.sel(position="first")
+            for name, of_ld, of_prob in (
+                ("effect", 1, p_of_a("clean") - p_of_a("corrupted")),
+                ("patched", 11 / 13, p_of_a("clean")),
+                ("clean", 11 / 13, p_of_a("clean")),
+                ("corrupted", 1 / 5, p_of_a("corrupted")),
+            ):
+                np.testing.assert_allclose(at_first[name], [of_ld, of_prob], atol=ATOL)
+        # At the other position both prompts count: clean 11/13 and 15/13, corrupted 1/5 and -3/5.
+        at_last = fx.sel(position="last", metric="logit_diff")
+        assert at_last.clean.item() == pytest.approx(1, abs=ATOL)
+        assert at_last.corrupted.item() == pytest.approx(-1 / 5, abs=ATOL)
+        # The last position reads what the first one wrote, so that E restored at E is nothing.
+        assert at_last.effect.item() == pytest.approx(0, abs=ATOL)
+        kept = run_patch(model, "resid", positions="first", keep_prompts=True, **options)
+        effect = kept.effect.sel(metric="logit_diff", layer=0)
+        np.testing.assert_allclose(effect, [1, np.nan], atol=ATOL)
+        np.testing.assert_allclose(kept.patched.sel(metric="logit_diff", layer=0)[1], np.nan)
+        # What was measured of it without patching is there all the same.
+        np.testing.assert_allclose(
+            kept.clean.sel(metric="logit_diff"), [11 / 13, 15 / 13], atol=ATOL
+        )
+
+
+def test_a_head_put_to_zero(model: TransformerBridge):
+    """In the corrupted run and, where noising, in the clean one.
+
+    Without head 0 the last position holds (0, ±4, 0), and the neuron is silent: after the norm
+    that is (0, ±1, 0), so that A - B is 1 in the corrupted run and -1 in the clean one. Without
+    head 1 it holds (±3, 0, 0), of which the neuron reads (±1, 0, 0). In the corrupted run it is
+    silent, and A - B is -1. In the clean run it adds 4·5 to c: (3, 0, 20), divided by its length.
+    """
+    length = math.sqrt(3**2 + 20**2)
+    for direction, expected in (("denoise", [1, -1]), ("noise", [-1, (3 + 20) / length])):
+        for engine in ("hooks", "fast"):
+            options = {"source": pl.Zero(), "engine": engine, "metrics": ["logit_diff"]}
+            fx = run_patch(model, direction=direction, **options)
+            np.testing.assert_allclose(fx.patched, [[expected]], atol=ATOL)
+            np.testing.assert_allclose(fx.clean, 11 / 13, atol=ATOL)
+            np.testing.assert_allclose(fx.corrupted, 1 / 5, atol=ATOL)
 
 
 def test_the_way_is_a_mean_over_prompts(model: TransformerBridge):

@@ -1,6 +1,7 @@
 """What must hold for any model, any prompts and any corruption."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 import xarray as xr
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from memory import Memory
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities import get_act_name
@@ -76,7 +78,7 @@ def all_cells(model: TransformerBridge, component: str) -> list[Cell]:
 def exchanged(pairs: PromptPairs, site: str) -> PromptPairs:
     """Pairs whose clean prompts are the corrupted ones, and the other way round."""
     prompts = [
-        dataclasses.replace(p, clean=p.corrupted[site], corrupted={site: p.clean})
+        dataclasses.replace(p, clean=p.corrupted[site], corrupted={site: p.clean}, words=())
         for p in pairs.prompts
     ]
     return dataclasses.replace(pairs, prompts=tuple(prompts))
@@ -409,3 +411,36 @@ def test_results_survive_a_data_frame(tiny_gpt2):
     again = xr.Dataset.from_dataframe(frame)
     xr.testing.assert_equal(again.effect, fx.effect)
     xr.testing.assert_equal(again.effect_sd, fx.effect_sd)
+
+
+def test_no_head_is_positive_and_negative(mini: TransformerBridge):
+    """What carries everything is positive by each metric, in both directions."""
+    pairs = pl.tasks.ioi(mini, 8)
+    metrics = ("logit_diff", "prob", "kl", "log_prob")
+    for direction in ("denoise", "noise"):
+        places = ["IO", "S1", "last", "S2"]
+        options = {"positions": places, "layers": [0], "direction": direction, "metrics": metrics}
+        fx = run(mini, pairs, "resid", pl.STR("S2"), **options)
+        runs = fx.sel(metric="prob")
+        lost = (runs.clean - runs.corrupted).item()
+        assert fx.effect.sel(metric="prob").max().item() == pytest.approx(lost, abs=1e-4) != 0
+        assert fx.effect.sel(metric="logit_diff").max().item() == pytest.approx(1, abs=1e-4)
+        found = pl.detect(fx, sd=1, shared="position")
+        listed = {sign: rows.heads.map(len).sum() for sign, rows in found.groupby("sign")}
+        # S2 alone was replaced, and by each metric it is the one place that stands out.
+        assert listed == {"positive": len(metrics), "negative": 0}
+
+
+@pytest.mark.parametrize("component", ["head", "k", "pattern", "resid_mid", "mlp", "neuron"])
+def test_hooks_keep_to_the_budget(tiny_folders, component: str):
+    """Of the smallest budget that the refusal names."""
+    model = pl.load_model(tiny_folders("llama"))
+    pairs = pl.tasks.ioi(model, 3)
+    options = {"engine": "hooks", "metrics": METRICS}
+    with pytest.raises(pl.PatchlibError, match=r"needs \d+ bytes with engine='hooks'") as refusal:
+        run(model, pairs, component, pl.GN("S1+IO", draws=2), memory_budget=1000, **options)
+    (smallest,) = re.findall(r"give memory_budget=(\d+) or more", str(refusal.value))
+    for budget in (int(smallest), 3 * int(smallest)):
+        with Memory(model) as memory:
+            run(model, pairs, component, pl.GN("S1+IO"), memory_budget=budget, **options)
+        assert memory.most <= budget

@@ -572,6 +572,7 @@ def test_every_process_finds_the_same(tmp_path: Path):
 
 # --- attributes ----------------------------------------------------------------------------------
 
+ALONG_ONE = torch.eye(15, 32)[None]
 SETTINGS: dict[str, dict[str, Any]] = {
     "own metric": {"metrics": [with_constant(2.0)]},
     "its code": {"metrics": [with_constant(3.0)]},
@@ -580,8 +581,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "own corruption": {"corruption": Shift("S2")},
     "its parameter": {"corruption": Shift("S2", by=2.0)},
     "its code, too": {"corruption": class_with(2.0)("S2")},
-    "its hidden field": {"corruption": Gives("S2", torch.zeros(1, 15, 32), as_noise=True)},
-    "another one": {"corruption": Gives("S2", torch.ones(1, 15, 32), as_noise=True)},
+    "a tensor": {"corruption": Gives("S2", ALONG_ONE, as_noise=True)},
+    "one that prints alike": {"corruption": Gives("S2", ALONG_ONE * 1.000001, as_noise=True)},
     "noise": {"corruption": pl.GN("S2")},
     "scale": {"corruption": pl.GN("S2", scale=2)},
     "draws": {"corruption": pl.GN("S2", draws=2)},
