@@ -120,3 +120,49 @@ def test_a_model_that_overflows_is_refused(tmp_path):
     ):
         with pytest.raises(pl.PatchlibError, match="NaN or infinite for 4 of 4 prompts"):
             call()
+
+
+def test_own_code_and_hooks_tell_results_apart(tiny_gpt2):
+    """The attributes are those of `patch`, also where only somebody's own code differs."""
+    pairs = pl.tasks.ioi(tiny_gpt2, n=2)
+
+    def attrs(by: float) -> dict:
+        @dataclasses.dataclass(frozen=True)
+        class Push(pl.Corruption):
+            def noise(self, model, pairs, draw):
+                return torch.full((*pairs.clean_tokens.shape, model.cfg.d_model), by)
+
+        def scaled(logits):
+            return by * logits[..., 0]
+
+        return pl.baselines(tiny_gpt2, pairs, Push("S2"), metrics=scaled).attrs
+
+    one, same, other = attrs(1.0), attrs(1.0), attrs(2.0)
+    assert one == same
+    assert {key for key in one if one[key] != other[key]} == {"own_corruption", "own_metrics"}
+    with tiny_gpt2.hooks(fwd_hooks=[("blocks.0.hook_mlp_out", lambda x, hook: 2 * x)]):
+        assert "mlp" in pl.baselines(tiny_gpt2, pairs).attrs["hooks"]
+
+
+@pytest.mark.parametrize("corruption", ["S2", pl.Corruption("S2")])
+def test_what_corrupts_nothing_is_refused(tiny_gpt2, corruption):
+    pairs = pl.tasks.ioi(tiny_gpt2, n=4)
+    for measure in (
+        pl.baselines,
+        pl.ood,
+        lambda *given: pl.attention_patterns(*given[:2], "0.1", given[2]),
+    ):
+        with pytest.raises(pl.PatchlibError, match=r"corruption=|corrupts nothing"):
+            measure(tiny_gpt2, pairs, corruption)
+
+
+def test_a_field_of_another_settings_name_is_refused(tiny_gpt2):
+    @dataclasses.dataclass(frozen=True)
+    class Named(pl.Corruption):
+        model: str = "x"
+
+        def tokens(self, pairs):
+            return pairs.clean_tokens.flip(1)
+
+    with pytest.raises(pl.PatchlibError, match="'model'"):
+        pl.baselines(tiny_gpt2, pl.tasks.ioi(tiny_gpt2, n=2), Named("S2"))

@@ -396,3 +396,10 @@ def test_numbers_of_numpy(tiny_gpt2):
     pairs = pl.tasks.ioi(tiny_gpt2, n=np.int64(3), seed=np.uint8(2))
     assert pairs == pl.tasks.ioi(tiny_gpt2, n=3, seed=2)
     assert [type(pairs.settings[name]) for name in ("n", "seed")] == [int, int]
+
+
+def test_a_digit_glued_to_a_word(mini):
+    """Where each digit is a token, so is the space before a number, and it belongs to the text."""
+    prompt = pl.Prompt("The sum is", {"sum": (4, 7)}, "4", "5")
+    message = refusal(pl.PromptPairs.from_prompts, mini, [prompt])
+    assert_names(message, "'4'", "' 4'", "end the text with the space")

@@ -20,8 +20,9 @@ _PREFIX = {"kv_head": "kv", "neuron": "neuron"}
 def detect(fx: xr.Dataset, sd: float = 2.0, shared: str | Sequence[str] = ()) -> pd.DataFrame:
     """Lists the heads, or layers, whose effect is beyond mean ± sd standard deviations.
 
-    Mean and standard deviation are taken over all cells of one metric, in each draw and at each
-    position that the result keeps apart (Section 3; Table 5).
+    Mean and standard deviation are taken over all cells of one metric that were measured, in each
+    draw and at each position that the result keeps apart (Section 3; Table 5). They mean little
+    where ``heads=`` or ``layers=`` chose a few.
 
     Args:
         fx: a result of `patchlib.patch` without values per prompt.

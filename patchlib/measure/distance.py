@@ -14,12 +14,20 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities import get_act_name
 
 from patchlib.errors import PatchlibError, require_bridge
-from patchlib.models.loading import describe
 from patchlib.prompts.corruption import Corruption
 from patchlib.prompts.pairs import PromptPairs
 from patchlib.sweep.cells import Limits
 from patchlib.sweep.metrics import require_finite
-from patchlib.sweep.runs import Run, batches, row_bytes, run_with_edits, two_runs
+from patchlib.sweep.runs import (
+    Run,
+    batches,
+    require_corruption,
+    require_prompts,
+    row_bytes,
+    run_with_edits,
+    two_runs,
+)
+from patchlib.sweep.settings import of_result
 
 ACTIVATIONS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 """What can be measured: one vector of the model's width for each layer and token."""
@@ -89,8 +97,8 @@ def ood(
         >>> bool((far.corrupted.mean() > far.clean.mean()).item())
         True
     """
-    if not isinstance(corruption, Corruption):
-        raise PatchlibError(f"corruption={corruption!r}: give pl.STR(site) or pl.GN(site)")
+    require_prompts(model, pairs)
+    require_corruption(model, pairs, corruption)
     if activation not in ACTIVATIONS:
         raise PatchlibError(f"activation={activation!r}: allowed are {', '.join(ACTIVATIONS)}")
     if shrinkage is not None and not (isinstance(shrinkage, Real) and 0 <= shrinkage <= 1):
@@ -152,16 +160,18 @@ def ood(
             "shrinkage": (("layer", "position"), used.mean(0)),
         },
         coords={"layer": range(n_layers), "position": names},
-        attrs={
-            **describe(model),
-            **pairs.describe(),
-            "n_fitted": len(folds[0][0]),
-            **fitted_to,
-            **corruption.describe(),
-            "activation": activation,
-            "asked_shrinkage": "Ledoit and Wolf" if shrinkage is None else float(shrinkage),
-            "distance": "Mahalanobis, over the mean of the control",
-        },
+        attrs=of_result(
+            model,
+            pairs,
+            corruption,
+            what={
+                "n_fitted": len(folds[0][0]),
+                **fitted_to,
+                "activation": activation,
+                "asked_shrinkage": "Ledoit and Wolf" if shrinkage is None else float(shrinkage),
+                "distance": "Mahalanobis, over the mean of the control",
+            },
+        ),
     )
     return data.squeeze("position") if isinstance(positions, str) else data
 

@@ -22,7 +22,15 @@ from patchlib.prompts.pairs import PromptPairs
 from patchlib.sweep.cells import Cell, parts_of
 from patchlib.sweep.hook_engine import names_of, restore
 from patchlib.sweep.metrics import require_finite
-from patchlib.sweep.runs import Edit, Run, batches, run_with_edits, two_runs
+from patchlib.sweep.runs import (
+    Edit,
+    Run,
+    batches,
+    require_corruption,
+    require_prompts,
+    run_with_edits,
+    two_runs,
+)
 
 
 def attention_patterns(
@@ -62,7 +70,10 @@ def attention_patterns(
         True
     """
     heads, restored = _heads(model, heads), Heads(restored)
-    if restored and corruption is None:
+    require_prompts(model, pairs)
+    if corruption is not None:
+        require_corruption(model, pairs, corruption)
+    elif restored:
         raise PatchlibError("restoring heads needs a corrupted run: give a corruption")
     cells = [Cell(parts_of(model, map(str, restored), activation))] if restored else []
     names = list(dict.fromkeys(get_act_name("pattern", head.layer) for head in heads))

@@ -10,12 +10,19 @@ import xarray as xr
 from transformer_lens.model_bridge import TransformerBridge
 
 from patchlib.errors import PatchlibError
-from patchlib.models.loading import describe
 from patchlib.prompts.corruption import Corruption
 from patchlib.prompts.pairs import PromptPairs
 from patchlib.sweep import metrics as metric_definitions
 from patchlib.sweep.metrics import Metric
-from patchlib.sweep.runs import Run, batches, require_prompts, run_with_edits, two_runs
+from patchlib.sweep.runs import (
+    Run,
+    batches,
+    require_corruption,
+    require_prompts,
+    run_with_edits,
+    two_runs,
+)
+from patchlib.sweep.settings import of_result
 
 
 def baselines(
@@ -52,6 +59,8 @@ def baselines(
     """
     require_prompts(model, pairs)
     chosen = metric_definitions.choose(metrics)
+    if corruption is not None:
+        require_corruption(model, pairs, corruption)
     draws = 0 if corruption is None else corruption.draws
     clean = np.full((len(chosen), len(pairs)), np.nan)
     corrupted = np.full((draws, *clean.shape), np.nan)
@@ -71,9 +80,7 @@ def baselines(
     return xr.Dataset(
         {name: (("metric", "prompt"), values) for name, values in runs.items()},
         coords={"metric": [metric.name for metric in chosen]},
-        attrs=describe(model)
-        | pairs.describe()
-        | ({} if corruption is None else corruption.describe()),
+        attrs=of_result(model, pairs, corruption, chosen),
     )
 
 

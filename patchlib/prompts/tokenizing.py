@@ -216,6 +216,11 @@ def _answer(
         raise PatchlibError(
             f"the answer {answer!r} is glued to the last word of {text!r}: write {' ' + answer!r}"
         )
+    if seam[0].isalpha() and seam[1].isdigit():
+        raise PatchlibError(
+            f"the answer {answer!r} is glued to the last word of {text!r}: write {' ' + answer!r}, "
+            "or, where each digit is a token, end the text with the space"
+        )
     if seam == (" ", " "):
         raise PatchlibError(
             f"{text!r} ends with a space and the answer {answer!r} begins with one: let the text "

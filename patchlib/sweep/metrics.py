@@ -36,7 +36,6 @@ class Metric:
         normalized: whether the effect is divided by the distance between the two unpatched runs,
             so that 1 is full recovery.
         from_source: whether the metric itself is a distance from the source run, as KL is.
-        whole: whether it reads the whole vocabulary, and not the answers' logits alone.
 
     Example:
         >>> def margin(logits, answers, wrong_answers, source):
@@ -52,7 +51,6 @@ class Metric:
     sign: int = 1
     normalized: bool = False
     from_source: bool = False
-    whole: bool = True
 
     def __post_init__(self) -> None:
         if self.sign not in (1, -1) or not callable(self.value):
@@ -60,6 +58,11 @@ class Metric:
                 f"metric {self.name!r}: sign={self.sign}, value={self.value!r}; give a function, "
                 "and +1 or -1"
             )
+
+    @property
+    def whole(self) -> bool:
+        """Whether it reads the whole vocabulary; the logit difference reads the answers alone."""
+        return self.value is not logit_difference
 
 
 def _over(
@@ -121,7 +124,6 @@ METRICS = {
             "normalised logit difference",
             logit_difference,
             normalized=True,
-            whole=False,
         ),
         Metric("prob", "probability", probability),
         Metric("kl", "KL divergence (nats)", kl_divergence, sign=-1, from_source=True),

@@ -165,8 +165,8 @@ def require_corruption(
     """Refuses what is no corruption, and one of somebody's own that cannot be relied on.
 
     Raises:
-        PatchlibError: for such a corruption: no whole number of draws, prompts that are left as
-            they are, or that are corrupted in another way at every call.
+        PatchlibError: for such a corruption: no whole number of draws, nothing that it does, or
+            something else at every call.
     """
     if not isinstance(corruption, Corruption):
         raise PatchlibError(
@@ -174,23 +174,24 @@ def require_corruption(
             "own, for example pl.STR('S2')"
         )
     whole("draws", corruption.draws, 1)
+    kind = type(corruption)
+    if kind.tokens is Corruption.tokens and kind.noise is Corruption.noise:
+        raise PatchlibError(
+            f"{kind.__name__} corrupts nothing: define tokens(self, pairs) or noise(self, model, "
+            "pairs, draw), as pl.Corruption describes them"
+        )
     if not is_own(corruption):
         return
     _, group = next(pairs.by_length())
     # Alone or after another prompt, in this pass or in a later one.
-    second, name = group[:2][[-1]], type(corruption).__name__
-    clean, alone = two_runs(model, second, corruption, 0)
+    second = group[:2][[-1]]
+    _, alone = two_runs(model, second, corruption, 0)
     among = two_runs(model, group[:2], corruption, 0)[1].rows(slice(-1, None))
     if alone.differs_from(among).any():
         raise PatchlibError(
-            f"{name} does not corrupt {second.texts[0]!r} in the same way twice: what it does must "
-            "depend on the prompt and the draw alone; seed a generator for each prompt, as in "
-            "torch.Generator().manual_seed(draw)"
-        )
-    if not clean.differs_from(alone).any():
-        raise PatchlibError(
-            f"{name} changes nothing in {second.texts[0]!r}: write its method tokens(self, pairs) "
-            "or noise(self, model, pairs, draw), as pl.Corruption describes them"
+            f"{kind.__name__} does not corrupt {second.texts[0]!r} in the same way twice: what it "
+            "does must depend on the prompt and the draw alone; seed a generator for each prompt, "
+            "as in torch.Generator().manual_seed(draw)"
         )
 
 
@@ -244,11 +245,17 @@ def _gives_last_logits(model: TransformerBridge) -> bool:
     return "logits_to_keep" in signature(model.original_model.forward).parameters
 
 
-def row_bytes(model: TransformerBridge, length: int) -> int:
-    """What one prompt of a length takes in TransformerLens' own forward pass."""
+def row_bytes(model: TransformerBridge, length: int, kept: int = 0) -> int:
+    """What one prompt of a length takes in TransformerLens' own forward pass and its metrics.
+
+    Args:
+        model: the model.
+        length: how many tokens.
+        kept: how many numbers of every position are kept.
+    """
     positions = 1 if _gives_last_logits(model) else length
-    floats = length * (30 * model.cfg.d_model + 4 * model.cfg.n_heads * length)
-    floats += (5 + positions) * model.cfg.d_vocab
+    floats = length * (30 * model.cfg.d_model + 4 * model.cfg.n_heads * length + kept)
+    floats += (8 + positions) * model.cfg.d_vocab
     return max(4, model.cfg.dtype.itemsize) * floats
 
 
@@ -277,7 +284,7 @@ def batches(
     memory = Limits.of(model, "auto", memory_budget).memory
     for index, group in pairs.by_length():
         length = len(group.prompts[0].clean)
-        row = row_bytes(model, length) + 4 * length * kept
+        row = row_bytes(model, length, kept)
         if row > memory:
             raise PatchlibError(
                 f"memory_budget={memory}: one prompt of {length} tokens needs {row} bytes; give "
