@@ -209,7 +209,7 @@ def test_chosen_layers_and_heads(tiny: TransformerBridge, component: str, engine
     for heads in (
         ["0.3", "2.0"],
         [(2, 0), (0, 3)],
-        "2.0, 0.3",
+        "2.0, 0.3, 0.3",
         pl.Heads("0.3 2.0"),
         iter(["0.3", "2.0"]),
     ):

@@ -55,6 +55,8 @@ def test_refusals_are_value_errors():
     [
         ({"component": "heads"}, ["component='heads'", "head, mlp, attn, resid", "neuron"]),
         ({"component": "neuron"}, ["'neuron'", "128 neurons", "each is a run", "layers=[5]"]),
+        ({"component": ["mlp"]}, ["component=['mlp']", "allowed are head, mlp"]),
+        ({"positions": np.array(15)}, ["positions=array(15)", "whole number from 0 to 14"]),
         ({"layers": []}, ["layers=[]", "at least one layer"]),
         ({"layers": 3}, ["layers=3", "from 0 to 2"]),
         ({"layers": [0, -1]}, ["layers=-1", "from 0 to 2"]),

@@ -161,6 +161,7 @@ def broken(logits: Tensor) -> Tensor:
         ([BITS, "kl", BITS], r"surprise, kl, surprise.*each name once"),
         (prob, r"metric of your own is called 'prob'.*rename it"),
         (dataclasses.replace(BITS, name="kl"), r"metric of your own is called 'kl'.*rename it"),
+        (surprise, r"metric surprise cannot be called with logits alone.*'r'.*pl.Metric\('surpr"),
         (flat, r"'flat' gave \(\) for logits of shape \(2, \d, 3443\).*one number for each prompt"),
         (wide, r"'wide' gave \(2, \d, 3443\) for logits.*one number for each prompt, \(2, \d\)"),
         (number, r"'number' gave float for logits"),

@@ -67,7 +67,7 @@ def of_component(
     Raises:
         PatchlibError: for arguments that make no sense, alone or together.
     """
-    if component not in COMPONENTS:
+    if not isinstance(component, str) or component not in COMPONENTS:
         raise PatchlibError(f"component={component!r}: allowed are {', '.join(COMPONENTS)}")
     activation, n_layers = COMPONENTS[component], int(model.cfg.n_layers)
     if get_act_name(activation, 0) not in model.hook_dict:

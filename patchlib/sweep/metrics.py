@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from inspect import signature
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -246,6 +247,13 @@ def _metric(given: object) -> Metric:
             f"unknown metric {given!r}: allowed are {', '.join(METRICS)}, a pl.Metric(name, label, "
             "value), and a function of logits that has a name"
         )
+    try:
+        signature(given).bind(None)
+    except TypeError as reason:
+        raise PatchlibError(
+            f"the metric {name} cannot be called with logits alone ({reason}): one that reads "
+            f"answers, too, is pl.Metric({name!r}, label, value)"
+        ) from None
     return Metric(name, name.replace("_", " "), lambda logits, r, r_wrong, source: given(logits))
 
 

@@ -154,7 +154,7 @@ def patch(
         2
     """
     width, ahead, positions = map(_one_or_list, (window, before, positions))
-    chosen = None if heads is None else Heads(heads).by_layer
+    chosen = None if heads is None else Heads(sorted({*Heads(heads)}))
     _require_sense(model, pairs, corruption)
     frame = frames.of_component(model, pairs, component, layers, chosen, width, ahead, positions)
     some = {"layers": ", ".join(map(str, frame.coordinates["layer"]))} if layers is not None else {}
@@ -487,5 +487,5 @@ def _name(model: TransformerBridge, part: Part) -> str:
 
 def _one_or_list(given: Any) -> Any:
     """One position or window as it is, and several as a list, whatever they come in."""
-    one = isinstance(given, str) or not isinstance(given, Iterable)
-    return given if one else list(given)
+    several = isinstance(given, Iterable) and getattr(given, "shape", None) != ()
+    return list(given) if several and not isinstance(given, str) else given
