@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from memory import Memory
+from torch.utils.flop_counter import FlopCounterMode
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.utilities import get_act_name
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -22,12 +24,14 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
+from transformers.activations import NewGELUActivation
 
 import patchlib as pl
 from patchlib.models.loading import MINI
 from patchlib.prompts.corruption import Corruption
 from patchlib.prompts.pairs import PromptPairs
-from patchlib.sweep import architectures, patching
+from patchlib.sweep import architectures, fast_engine, patching
+from patchlib.sweep.cells import COMPONENTS
 
 METRICS = ("logit_diff", "prob", "kl", "log_prob")
 TOLERANCE = {"rtol": 0, "atol": 1e-4}
@@ -62,6 +66,12 @@ def assert_same(hooks: xr.Dataset, fast: xr.Dataset, **tolerance: float) -> None
         np.testing.assert_allclose(fast[name], hooks[name], **(tolerance or TOLERANCE))
 
 
+def components(model: TransformerBridge) -> list[str]:
+    """What both engines can patch: GPT-J's patterns cannot be, parallel blocks have no middle."""
+    names = [name for name, act in COMPONENTS.items() if get_act_name(act, 0) in model.hook_dict]
+    return [name for name in names if architectures.obstacle(model, COMPONENTS[name]) is None]
+
+
 def save(configuration, folder: Path) -> TransformerBridge:
     tokenizer = AutoTokenizer.from_pretrained(MINI)
     configuration.vocab_size = len(tokenizer)
@@ -75,7 +85,7 @@ def save(configuration, folder: Path) -> TransformerBridge:
 @given(
     seed=st.integers(0, 2**31),
     n=st.integers(1, 5),
-    component=st.sampled_from(["mlp", "attn", "resid"]),
+    component=st.sampled_from(["mlp", "attn", "resid", "resid_mid"]),
     corruption=corruptions,
     window=windows,
     positions=places,
@@ -85,6 +95,7 @@ def save(configuration, folder: Path) -> TransformerBridge:
 @settings(max_examples=25)
 def test_layers(tiny, seed, n, component, corruption, window, positions, direction, batch_size):
     """Every whole-layer component, window, position, corruption and direction."""
+    assume(component in components(tiny))
     pairs = pl.tasks.ioi(tiny, n, seed)
     width, before = window
     options = {"positions": positions, "direction": direction, "batch_size": batch_size}
@@ -93,41 +104,86 @@ def test_layers(tiny, seed, n, component, corruption, window, positions, directi
 
 @given(
     seed=st.integers(0, 2**31),
-    n=st.integers(1, 5),
+    n=st.integers(1, 3),
+    component=st.sampled_from(["head", "q", "k", "v", "pattern", "neuron"]),
     corruption=corruptions,
     positions=places,
     direction=st.sampled_from(["denoise", "noise"]),
     batch_size=st.sampled_from([1, 7, "auto"]),
 )
 @settings(max_examples=10)
-def test_heads(tiny, seed, n, corruption, positions, direction, batch_size):
-    """A head's z, at one position, some, or all."""
+def test_units(tiny, seed, n, component, corruption, positions, direction, batch_size):
+    """Parts of heads, and neurons, at one position, some, or all."""
+    assume(component in components(tiny))
     pairs = pl.tasks.ioi(tiny, n, seed)
     options = {"positions": positions, "direction": direction, "batch_size": batch_size}
-    assert_same(*both(tiny, pairs, "head", corruption, **options))
+    if component == "neuron":
+        options |= {"layers": [1], "positions": "S2"}
+    assert_same(*both(tiny, pairs, component, corruption, **options))
 
 
-@pytest.mark.parametrize("component", patching.COMPONENTS)
-def test_prompts_of_several_lengths(tiny: TransformerBridge, component: str):
-    """Facts differ in length, and so does the first position that can change."""
-    pairs = pl.tasks.factual_recall(tiny, n=12)
-    assert len({len(prompt.clean) for prompt in pairs.prompts}) > 1
-    window = {} if component == "head" else {"window": [1, 3]}
-    for corruption in (pl.STR("subject"), pl.GN("subject", draws=2)):
-        for positions in ("all", "last_subject"):
-            options = {"positions": positions} | window
+@given(
+    seed=st.integers(0, 2**31),
+    component=st.sampled_from(sorted(COMPONENTS)),
+    corruption=corruptions,
+    direction=st.sampled_from(["denoise", "noise"]),
+)
+@settings(max_examples=10)
+def test_sources(tiny, seed, component, corruption, direction):
+    """Zeros, means and other prompts: what they change need not come after what was corrupted."""
+    assume(component in components(tiny))
+    pairs = pl.tasks.ioi(tiny, 3, seed)
+    options = {"direction": direction} | ({"layers": [1]} if component == "neuron" else {})
+    for source in (pl.Zero(), pl.Mean(), pl.tasks.ioi(tiny, 3, seed + 1)):
+        for positions in ("all", "last"):
+            options |= {"source": source, "positions": positions}
             assert_same(*both(tiny, pairs, component, corruption, **options))
 
 
-@pytest.mark.parametrize("component", patching.COMPONENTS)
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_prompts_of_several_lengths(tiny: TransformerBridge, component: str):
+    """Facts differ in length, and so does the first position that can change."""
+    if component not in components(tiny):
+        pytest.skip("the model has no such activation")
+    pairs = pl.tasks.factual_recall(tiny, n=12)
+    assert len({len(prompt.clean) for prompt in pairs.prompts}) > 1
+    options = {"layers": [1]} if component == "neuron" else {}
+    if component in ("mlp", "attn", "resid", "resid_mid"):
+        options = {"window": [1, 3]}
+    for corruption in (pl.STR("subject"), pl.GN("subject", draws=2)):
+        for positions in ("all", "last_subject"):
+            assert_same(*both(tiny, pairs, component, corruption, positions=positions, **options))
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
 def test_mini(mini: TransformerBridge, component: str):
     """A trained model, whose logits are not small."""
-    pairs = pl.tasks.ioi(mini, n=8)
+    pairs = pl.tasks.ioi(mini, n=4 if component == "neuron" else 8)
+    options = {"layers": [2]} if component == "neuron" else {}
     for corruption in (pl.STR("S2"), pl.GN("S1+IO", draws=2)):
-        hooks, fast = both(mini, pairs, component, corruption)
+        hooks, fast = both(mini, pairs, component, corruption, **options)
         assert_same(hooks, fast)
         # All cells alike would agree for the wrong reason.
-        assert float(hooks.patched.std()) > 0.1
+        assert float((hooks.patched - hooks.corrupted).std()) > 0.01
+
+
+def test_answers_alone(tiny: TransformerBridge):
+    """Where no metric reads other tokens, no others' logits are computed; sets of answers, too."""
+    for pairs, site in ((pl.tasks.ioi(tiny, n=4), "S2"), (pl.tasks.greater_than(tiny, n=4), "YY")):
+        options = {"corruption": pl.STR(site), "engine": "fast", "keep_prompts": True}
+        operations, results = [], []
+        for metrics in (["logit_diff", "prob"], ["logit_diff", "prob"], ["logit_diff"]):
+            with FlopCounterMode(display=False) as counter:
+                fx = pl.patch(tiny, pairs, "mlp", metrics=metrics, progress=False, **options)
+            operations.append(counter.get_total_flops())
+            results.append(fx.patched.sel(metric="logit_diff"))
+        np.testing.assert_allclose(results[2], results[1], rtol=0, atol=1e-5)
+        answers = torch.cat((pairs.answers.flatten(), pairs.wrong_answers.flatten())).unique()
+        others = tiny.cfg.d_vocab - int((answers >= 0).sum())
+        # Every prompt is read in both unpatched runs and once for each layer. The first call
+        # compares the engines as well.
+        read = len(pairs) * (2 + tiny.cfg.n_layers)
+        assert operations[1] - operations[2] == 2 * read * tiny.cfg.d_model * others
 
 
 def test_compatibility_mode(tiny_folders: Callable[[str], Path]):
@@ -168,26 +224,42 @@ def test_qwen(configuration, tmp_path: Path):
     """Llama's relatives: biases on queries, keys and values; norms of queries and keys."""
     model = save(configuration, tmp_path)
     pairs = pl.tasks.ioi(model, n=3)
-    for component in patching.COMPONENTS:
-        assert_same(*both(model, pairs, component, pl.STR("S2")))
+    for component in components(model):
+        options = {"layers": [1]} if component == "neuron" else {}
+        assert_same(*both(model, pairs, component, pl.STR("S2"), **options))
 
 
-def test_bfloat16(tiny_folders: Callable[[str], Path]):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(tiny_folders: Callable[[str], Path], dtype: torch.dtype):
     """Half the precision on request: both engines round, each in its own way."""
     for family in ("gpt2", "llama"):
         exact = pl.load_model(tiny_folders(family))
-        rounded = pl.load_model(tiny_folders(family), dtype=torch.bfloat16)
+        rounded = pl.load_model(tiny_folders(family), dtype=dtype)
         pairs = pl.tasks.ioi(exact, n=4)
         options = {"metrics": ["log_prob"], "keep_prompts": True, "progress": False}
-        runs = [
-            pl.patch(model, pairs, corruption=pl.STR("S2"), engine=engine, **options).patched
-            for model, engine in ((exact, "fast"), (rounded, "fast"), (rounded, "hooks"))
-        ]
-        reference, fast, hooks = runs
-        # Eight bits of mantissa: the fast engine is off by no more than twice what hooks are.
-        off = [float(np.sqrt(((run - reference) ** 2).mean())) for run in (fast, hooks)]
-        assert 0 < off[0] < 2 * off[1]
-        assert off[0] < 0.2 * float(reference.std())
+        for component in ("head", "q", "v", "mlp"):
+            runs = [
+                pl.patch(model, pairs, component, corruption=pl.STR("S2"), engine=engine, **options)
+                for model, engine in ((exact, "fast"), (rounded, "fast"), (rounded, "hooks"))
+            ]
+            reference, fast, hooks = (run.patched for run in runs)
+            # Few bits of mantissa: the fast engine is off by no more than twice what hooks are.
+            off = [float(np.sqrt(((run - reference) ** 2).mean())) for run in (fast, hooks)]
+            assert 0 < off[0] < 2 * off[1]
+            assert off[0] < 0.2 * float(reference.std())
+
+
+def test_double_precision(tiny_folders: Callable[[str], Path]):
+    """All of it, as far as the model goes: Llama's own code rounds to single precision inside."""
+    model = pl.load_model(tiny_folders("gpt2"), dtype=torch.float64)
+    pairs = pl.tasks.ioi(model, n=3)
+    for component in components(model):
+        options = {"layers": [1]} if component == "neuron" else {}
+        hooks, fast = both(model, pairs, component, pl.STR("S2"), **options)
+        assert_same(hooks, fast, rtol=0, atol=1e-11)
+    model = pl.load_model(tiny_folders("llama"), dtype=torch.float64)
+    with pytest.raises(pl.PatchlibError, match=r"torch\.float64 allows 4\.1e-10 of that"):
+        pl.patch(model, pairs, corruption=pl.STR("S2"), engine="fast", progress=False)
 
 
 def test_auto_is_fast_where_it_can_be(tiny: TransformerBridge):
@@ -250,11 +322,51 @@ def test_a_model_that_computes_something_else(tiny_folders: Callable[[str], Path
         pl.patch(model, pairs, corruption=pl.STR("S2"), engine="fast", progress=False)
 
 
-@pytest.mark.parametrize("component", patching.COMPONENTS)
+def test_a_model_is_compared_once(tiny_folders: Callable[[str], Path], monkeypatch):
+    """And again when its weights were changed in place, exchanged, or noise enters for the first
+    time.
+    """
+    model = pl.load_model(tiny_folders("gpt2"))
+    pairs = pl.tasks.ioi(model, n=2)
+    compared: list[int] = []
+    run = fast_engine.run_with_edits
+    monkeypatch.setattr(
+        fast_engine, "run_with_edits", lambda *given: compared.append(1) or run(*given)
+    )
+
+    def comparisons(corruption: Corruption) -> int:
+        compared.clear()
+        pl.patch(model, pairs, "mlp", corruption=corruption, engine="fast", progress=False)
+        return len(compared) // 2
+
+    assert [comparisons(pl.STR("S2")), comparisons(pl.STR("S1"))] == [1, 0]
+    assert [comparisons(pl.GN("S2")), comparisons(pl.GN("S2", scale=1.0))] == [1, 0]
+    mlp = model.blocks[1].mlp.original_component
+    with torch.no_grad():
+        mlp.c_proj.weight.mul_(2)
+    assert [comparisons(pl.STR("S2")), comparisons(pl.STR("S2"))] == [1, 0]
+    mlp.c_proj.weight = torch.nn.Parameter(mlp.c_proj.weight / 2)
+    assert [comparisons(pl.STR("S2")), comparisons(pl.STR("S2"))] == [1, 0]
+
+
+def test_gelu():
+    """The activation of GPT-2 and GPT-J, computed in another way."""
+    x = torch.linspace(-12, 12, 1000, dtype=torch.float64).view(250, 2, 2)
+    for dtype, tolerance in ((torch.float64, 1e-14), (torch.float32, 1e-6)):
+        expected = NewGELUActivation()(x.to(dtype))
+        torch.testing.assert_close(
+            architectures._gelu(x.to(dtype)), expected, rtol=0, atol=tolerance
+        )
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
 def test_memory_budget(tiny: TransformerBridge, component: str):
     """Less memory takes longer and gives the same numbers; no budget is overrun."""
-    pairs = pl.tasks.ioi(tiny, n=6)
+    if component not in components(tiny):
+        pytest.skip("the model has no such activation")
+    pairs = pl.tasks.ioi(tiny, n=2 if component == "neuron" else 6)
     options = {"corruption": pl.GN("S1+IO", draws=2), "engine": "fast", "progress": False}
+    options |= {"layers": [1]} if component == "neuron" else {}
     with pytest.raises(pl.PatchlibError, match=r"one prompt of .* tokens needs") as refused:
         pl.patch(tiny, pairs, component, memory_budget=1000, **options)
     (smallest,) = re.findall(r"give memory_budget=(\d+) or more", str(refused.value))
@@ -273,9 +385,14 @@ def test_memory_budget_of_hooks(tiny_gpt2: TransformerBridge):
     """The reference engine keeps to the budget as well."""
     pairs = pl.tasks.ioi(tiny_gpt2, n=3)
     options = {"corruption": pl.STR("S2"), "engine": "hooks", "progress": False}
-    with pytest.raises(pl.PatchlibError, match="engine='hooks'") as refused:
-        pl.patch(tiny_gpt2, pairs, "mlp", memory_budget=1000, **options)
-    (smallest,) = re.findall(r"give memory_budget=(\d+) or more", str(refused.value))
+    for component in ("mlp", "pattern"):
+        with pytest.raises(pl.PatchlibError, match="engine='hooks'") as refused:
+            pl.patch(tiny_gpt2, pairs, component, memory_budget=1000, **options)
+        (smallest,) = re.findall(r"give memory_budget=(\d+) or more", str(refused.value))
+        for budget in (int(smallest), 5 * int(smallest)):
+            with Memory(tiny_gpt2) as memory:
+                pl.patch(tiny_gpt2, pairs, component, memory_budget=budget, **options)
+            assert memory.most <= budget
     rows: list[int] = []
     options["progress"] = lambda done, total: rows.append(done)
     pl.patch(tiny_gpt2, pairs, "mlp", memory_budget=int(smallest), **options)

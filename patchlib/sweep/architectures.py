@@ -6,13 +6,14 @@ what differs between families is written here: how positions enter, and nothing 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from transformer_lens.model_bridge import TransformerBridge
 from transformers.activations import NewGELUActivation
@@ -110,8 +111,19 @@ def _linear(component: Any) -> Callable[[Tensor], Tensor]:
 
 def _activation(mlp: Any) -> Callable[[Tensor], Tensor]:
     function = getattr(mlp, "act", None) or mlp.act_fn
-    # The same function, in one kernel instead of eight.
-    return nn.GELU(approximate="tanh") if isinstance(function, NewGELUActivation) else function
+    return _gelu if isinstance(function, NewGELUActivation) else function
+
+
+def _gelu(x: Float[Tensor, "*row neuron"]) -> Float[Tensor, "*row neuron"]:
+    """Hugging Face's ``gelu_new``, which takes eight kernels for it."""
+    if x.device.type != "cpu" or x.element_size() < 4:
+        return functional.gelu(x, approximate="tanh")
+    slope = 2 * math.sqrt(2 / math.pi)
+    # In place and as x times a sigmoid, over few enough rows for a CPU's cache: a third faster.
+    for rows in x.flatten(0, -2).split(64):
+        inner = rows.square().mul_(0.044715 * slope).add_(slope).mul_(rows)
+        rows.mul_(inner.sigmoid_())
+    return x
 
 
 def _norm(component: Any) -> Callable[[Tensor], Tensor]:

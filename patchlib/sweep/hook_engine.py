@@ -109,8 +109,11 @@ def names_of(cells: Sequence[Cell]) -> list[str]:
     return list(dict.fromkeys(name_of(part) for cell in cells for part in cell.parts))
 
 
-def _batch_rows(model: TransformerBridge, length: int, limits: Limits) -> int:
-    row = row_bytes(model, length)
+def _batch_rows(model: TransformerBridge, length: int, names: Sequence[str], limits: Limits) -> int:
+    cfg = model.cfg
+    widths = {"hook_post": cfg.d_mlp, "hook_pattern": cfg.n_heads * length}
+    kept = sum(widths.get(name.rpartition(".")[2]) or cfg.d_model for name in names)
+    row = row_bytes(model, length, kept)
     if row > limits.memory:
         raise PatchlibError(
             f"memory_budget={limits.memory}: one prompt of {length} tokens needs {row} bytes with "
@@ -146,8 +149,8 @@ def sweep(
     Yields:
         What each pass measured.
     """
-    rows = _batch_rows(model, source.tokens.shape[1], limits)
     names = names_of(cells)
+    rows = _batch_rows(model, source.tokens.shape[1], names, limits)
     per_pass = min(len(pairs), rows)
     for start in range(0, len(pairs), per_pass):
         prompts = range(start, min(start + per_pass, len(pairs)))
