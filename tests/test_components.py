@@ -352,7 +352,7 @@ def test_double_precision(tiny_folders, component: str):
 
 
 def test_double_precision_that_is_none(tiny_folders):
-    """Hugging Face's norm without a mean rounds to single precision, TransformerLens' does not."""
+    """TransformerLens' own pass of a norm without a mean rounds to single precision."""
     model = pl.load_model(tiny_folders("llama"), dtype="float64")
     pairs = pl.tasks.ioi(model, n=2)
     with pytest.warns(UserWarning, match="unpatched logits differ from TransformerLens'"):
