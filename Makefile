@@ -51,7 +51,7 @@ run: notebooks  ## Execute all notebooks, on mini or the model that PATCHLIB_MOD
 test-browser: $(INSTALLED)  ## Run the tests in Chromium (needs chromium and chromedriver)
 	PATCHLIB_MODEL=mini $(BIN)/pytest tests -m browser
 
-bench: $(INSTALLED)  ## Measure how fast patching is (some twenty minutes)
+bench: $(INSTALLED)  ## Measure how fast patching is (some forty minutes)
 	$(BIN)/python tests/bench.py
 
 notebooks: $(INSTALLED)  ## Bring each .ipynb in line with its .py text, keeping the outputs

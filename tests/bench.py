@@ -1,7 +1,8 @@
 """How fast patching is: ``make bench``.
 
-Every number is the median of several repetitions after a warm-up, measured in one run beside the
-thing that it is compared with. Weights are random, so that no download is needed: time does not
+Every number is the median of several repetitions after a warm-up, measured in turn with the thing
+that it is compared with. On a CPU, seconds are those of the processor, on one thread, so that
+other programs disturb little. Weights are random, so that no download is needed: time does not
 depend on them. Nothing here is a test; `tests/` checks the numbers, this file reports times.
 """
 
@@ -12,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +23,39 @@ from memory import Memory
 from torch.utils.flop_counter import FlopCounterMode
 from transformer_lens import patching
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedConfig,
+)
 from transformers.utils import logging
 
 import patchlib as pl
 from patchlib.models.loading import MINI
 from patchlib.prompts.pairs import PromptPairs, TokenizedPrompt
-from patchlib.sweep.cells import Cell
-from patchlib.sweep.hook_engine import restore
+from patchlib.sweep.cells import COMPONENTS, Cell, Part, unit_of
+from patchlib.sweep.hook_engine import names_of, restore
 from patchlib.sweep.runs import Run, run_with_edits
 
 OUT = Path(__file__).parents[1] / "_build" / "bench"
 WINDOWS = {"window": [3, 5, 10], "before": [1, 2, 5]}
+SMOLLM2 = LlamaConfig(
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    hidden_size=576,
+    intermediate_size=1536,
+    vocab_size=49152,
+    tie_word_embeddings=True,
+)
 Row = dict[str, Any]
 
 
-def random_gpt2(device: str, layers: int = 12, heads: int = 12) -> TransformerBridge:
-    """GPT-2 small's geometry, or one with more or fewer layers or heads."""
+def random_model(device: str, configuration: PreTrainedConfig) -> TransformerBridge:
+    """A model of some geometry, with random weights."""
     torch.manual_seed(0)
-    configuration = GPT2Config(n_layer=layers, n_head=heads)
     with tempfile.TemporaryDirectory() as folder:
         AutoModelForCausalLM.from_config(configuration).save_pretrained(folder)
         AutoTokenizer.from_pretrained(MINI).save_pretrained(folder)
@@ -72,33 +88,39 @@ class Clock:
     def __init__(self, device: str, repetitions: int):
         self.device, self.repetitions = device, repetitions
 
-    def seconds(self, work: Callable[[], object]) -> float:
-        """The median time of a piece of work."""
-        work()
-        times = []
-        for _ in range(self.repetitions):
-            self._wait()
-            started = time.perf_counter()
-            work()
-            self._wait()
-            times.append(time.perf_counter() - started)
-        return statistics.median(times)
+    def seconds(self, *works: Callable[[], object]) -> list[float]:
+        """The median time of each piece of work, all of them in turn."""
+        times: list[list[float]] = [[] for _ in works]
+        for repetition in range(self.repetitions + 1):
+            for work, taken in zip(works, times, strict=True):
+                started = self._now()
+                work()
+                # The first is the warm-up.
+                if repetition:
+                    taken.append(self._now() - started)
+        return [statistics.median(taken) for taken in times]
 
-    def rate(self) -> float:
-        """Floating-point operations per second in the model's largest matrix product."""
-        left = torch.randn(2048, 768, device=self.device)
-        right = torch.randn(768, 3072, device=self.device)
-        many = 20
+    def _now(self) -> float:
+        if self.device == "cpu":
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
 
-        def multiply() -> None:
-            for _ in range(many):
-                torch.mm(left, right)
 
-        return many * 2 * 2048 * 768 * 3072 / self.seconds(multiply)
+OPERATIONS = 20 * 2 * 2048 * 768 * 3072
 
-    def _wait(self) -> None:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
+
+def multiplication(device: str) -> Callable[[], object]:
+    """Large matrix products, of `OPERATIONS` floating-point operations together."""
+    left = torch.randn(2048, 768, device=device)
+    right = torch.randn(768, 3072, device=device)
+    product = torch.mm(left, right)
+
+    def work() -> None:
+        for _ in range(20):
+            torch.mm(left, right, out=product)
+
+    return work
 
 
 def peak(model: TransformerBridge, work: Callable[[], object]) -> float:
@@ -121,17 +143,18 @@ def logit_difference(logits: torch.Tensor) -> torch.Tensor:
 def by_transformer_lens(
     model: TransformerBridge, pairs: PromptPairs, site: str, activation: str, cells: int
 ) -> Callable[[], object]:
-    """Some cells of ``get_act_patch_attn_head_out_all_pos`` or ``get_act_patch_mlp_out``."""
+    """Some cells of ``get_act_patch_attn_head_out_all_pos`` and its like, or of ``..._mlp_out``."""
     patching.tqdm = lambda rows: rows
     device = model.cfg.device
     with torch.no_grad():
         _, cache = model.run_with_cache(pairs.clean_tokens.to(device))
-    by_head = activation == "z"
-    setter = (
-        patching.layer_head_vector_patch_setter if by_head else (patching.layer_pos_patch_setter)
-    )
-    layers = [i % model.cfg.n_layers for i in range(cells)]
-    index = pd.DataFrame({"layer": layers, "head" if by_head else "pos": 0})
+    setter, unit = patching.layer_head_vector_patch_setter, "head"
+    if activation == "pattern":
+        setter = patching.layer_head_pattern_patch_setter
+    elif activation == "mlp_out":
+        setter, unit = patching.layer_pos_patch_setter, "pos"
+    layers = [i * model.cfg.n_layers // cells for i in range(cells)]
+    index = pd.DataFrame({"layer": layers, unit: 0})
     corrupted = pairs.corrupted_tokens(site).to(device)
 
     def work() -> None:
@@ -145,57 +168,91 @@ def by_transformer_lens(
 
 def by_hooks(model: TransformerBridge, pairs: PromptPairs, layers: range) -> Callable[[], object]:
     """One pass with hooks for one window of MLPs, the clean run not counted."""
-    frame = Cell("mlp_out", tuple((layer, None) for layer in layers), pairs.at("last_subject"))
-    edits = restore(model, Run(pairs.clean_tokens), [frame], range(len(pairs)))
+    parts = tuple(Part("mlp_out", layer) for layer in layers)
+    cells = [Cell(parts, pairs.at("last_subject"))]
+    _, source = run_with_edits(model, Run(pairs.clean_tokens), keep=names_of(cells))
+    edits = restore(cells, source, range(len(pairs)))
     corrupted = Run(pairs.corrupted_tokens("S2"))
     return lambda: run_with_edits(model, corrupted, edits)
 
 
-def against_others(clock: Clock, device: str) -> list[Row]:
-    """The four sweeps of GPT-2 small's geometry beside what one would do otherwise."""
-    model = random_gpt2(device)
+def compared(
+    clock: Clock, name: str, work: Callable[[], object], cells: int, other: Row, aim: float | None
+) -> Row:
+    """A sweep beside as many passes of another kind; both begin with the two unpatched runs."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    passes, some = other["work"], other["passes"]
+    seconds, theirs, bare = clock.seconds(work, passes, multiplication(clock.device))
+    row = {
+        "work": name,
+        "cells": cells,
+        "seconds": seconds,
+        "one pass per cell (s)": theirs / some * (cells + 2),
+        "times faster": theirs / some * (cells + 2) / seconds,
+        "aim": aim,
+        "share of matmul rate": counter.get_total_flops() / seconds * bare / OPERATIONS,
+        "peak MiB": peak(other["model"], work),
+    }
+    show([row])
+    return row
+
+
+def heads_against_transformer_lens(
+    clock: Clock, device: str, configuration: PreTrainedConfig, aims: dict[str, float]
+) -> list[Row]:
+    """What heads read and write, by the metric of the comparison and by three."""
+    model = random_model(device, configuration)
+    pairs = random_pairs(model)
+    at_s2 = {"corruption": pl.STR("S2")}
+    table = []
+    for component, aim in aims.items():
+        activation = COMPONENTS[component]
+        _, units = unit_of(model, activation) or ("", 1)
+        cells = units * model.cfg.n_layers
+        passes = by_transformer_lens(model, pairs, "S2", activation, 4)
+        other = {"work": passes, "passes": 4, "model": model}
+        one = sweep(model, pairs, component=component, metrics=["logit_diff"], **at_s2)
+        name = f"{component} of all, corruption at S2"
+        table.append(compared(clock, f"{name}, logit difference", one, cells, other, aim))
+        if component == "head":
+            three = sweep(model, pairs, component=component, **at_s2)
+            table.append(compared(clock, f"{name}, three metrics", three, cells, other, None))
+    return table
+
+
+def other_sweeps(clock: Clock, device: str) -> list[Row]:
+    """Sweeps of GPT-2 small's geometry by three metrics beside what one would do otherwise."""
+    model = random_model(device, GPT2Config())
     pairs = random_pairs(model)
     layers, heads = model.cfg.n_layers, model.cfg.n_heads
-    length, some = pairs.clean_tokens.shape[1], 6
-    at_s2 = {"corruption": pl.STR("S2")}
-    early = {"corruption": pl.STR("S1+IO")}
-    head = clock.seconds(by_transformer_lens(model, pairs, "S2", "z", some)) / some
-    mlp = clock.seconds(by_transformer_lens(model, pairs, "S2", "mlp_out", some)) / some
-    window = clock.seconds(by_hooks(model, pairs, range(3, 8)))
+    at_s2, early = {"corruption": pl.STR("S2")}, {"corruption": pl.STR("S1+IO")}
+    passes = partial(by_transformer_lens, model, pairs)
     works = (
-        ("all heads, corruption at S2", at_s2, layers * heads, head, 10),
-        ("all heads, corruption at S1 and IO", early, layers * heads, head, 4),
-        ("MLPs at every position", at_s2 | {"positions": "each"}, layers * length, mlp, 6),
+        ("heads, corruption at S1 and IO", early, layers * heads, passes("S1+IO", "z", 4), 4, 4),
+        (
+            "MLPs at every position",
+            at_s2 | {"positions": "each"},
+            layers * pairs.clean_tokens.shape[1],
+            passes("S2", "mlp_out", 4),
+            4,
+            6,
+        ),
         (
             "MLPs in windows of 3, 5, 10, last subject token",
             at_s2 | {"positions": "last_subject"} | WINDOWS,
             3 * layers,
-            window,
+            by_hooks(model, pairs, range(3, 8)),
+            1,
             6,
         ),
     )
     table = []
-    for name, settings, cells, one, target in works:
-        component = "head" if "heads" in name else "mlp"
+    for name, settings, cells, other, some, aim in works:
+        component = "head" if name.startswith("heads") else "mlp"
         work = sweep(model, pairs, component=component, **settings)
-        with FlopCounterMode(display=False) as counter:
-            work()
-        rate = clock.rate()
-        seconds = clock.seconds(work)
-        rate = (rate + clock.rate()) / 2
-        table.append(
-            {
-                "work": name,
-                "cells": cells,
-                "seconds": seconds,
-                "one pass per cell (s)": one * cells,
-                "times faster": one * cells / seconds,
-                "aim": target,
-                "share of matmul rate": counter.get_total_flops() / seconds / rate,
-                "peak MiB": peak(model, work),
-            }
-        )
-        show(table[-1:])
+        row = {"work": other, "passes": some, "model": model}
+        table.append(compared(clock, name, work, cells, row, aim))
     return table
 
 
@@ -207,7 +264,8 @@ def of_mini(clock: Clock, device: str) -> list[Row]:
     for corruption in (pl.STR("S2"), pl.GN("S2"), pl.STR("S1+IO"), pl.GN("S1+IO", draws=10)):
         work = sweep(model, pairs, component="head", corruption=corruption)
         row = {"work": f"mini, all heads, 100 prompts, {corruption}"}
-        table.append(row | {"seconds": clock.seconds(work), "peak MiB": peak(model, work)})
+        (seconds,) = clock.seconds(work)
+        table.append(row | {"seconds": seconds, "peak MiB": peak(model, work)})
         show(table[-1:])
     return table
 
@@ -224,10 +282,11 @@ def growth(clock: Clock, device: str) -> list[Row]:
     ):
         for value in values:
             chosen = base | {size: value}
-            model = random_gpt2(device, chosen["layers"], chosen["heads"])
+            geometry = GPT2Config(n_layer=chosen["layers"], n_head=chosen["heads"])
+            model = random_model(device, geometry)
             pairs = random_pairs(model, chosen["prompts"], chosen["tokens"])
             work = sweep(model, pairs, component="head", corruption=pl.STR("S2"))
-            seconds = clock.seconds(work)
+            (seconds,) = clock.seconds(work)
             cells = chosen["layers"] * chosen["heads"]
             row = {"work": f"{size} = {value}", "cells": cells, "seconds": seconds}
             table.append(
@@ -250,21 +309,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the speed of patching.")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--only", default="", help="tables whose title holds this")
     arguments = parser.parse_args()
     logging.disable_progress_bar()
+    torch.set_num_threads(1)
     clock = Clock(arguments.device, arguments.repetitions)
+    (bare,) = clock.seconds(multiplication(arguments.device))
     machine = {
         "device": arguments.device,
         "name": torch.cuda.get_device_name() if arguments.device == "cuda" else platform.machine(),
-        "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "matmul GFLOP/s": clock.rate() / 1e9,
+        "matmul GFLOP/s": OPERATIONS / bare / 1e9,
     }
+    heads = heads_against_transformer_lens
+    of_heads = {"head": 10, "q": 6, "k": 6, "v": 6, "pattern": 6}
     parts = {
-        "GPT-2 small's geometry, 32 prompts of 15 tokens": against_others,
+        "GPT-2 small's geometry, 32 prompts of 15 tokens": partial(
+            heads, configuration=GPT2Config(), aims=of_heads
+        ),
+        "SmolLM2's geometry, 32 prompts of 15 tokens": partial(
+            heads, configuration=SMOLLM2, aims={"head": 10, "q": 6}
+        ),
+        "other sweeps of GPT-2 small's geometry": other_sweeps,
         "mini": of_mini,
         "growth, from 16 prompts of 15 tokens in 6 layers of 12 heads": growth,
     }
+    parts = {title: part for title, part in parts.items() if arguments.only in title}
     tables = {title: part(clock, arguments.device) for title, part in parts.items()}
     print("\n" + "  ".join(f"{k}: {v}" for k, v in machine.items()))
     for title, table in tables.items():
