@@ -5,6 +5,8 @@ from . import training as training
 from .errors import PatchlibError as PatchlibError
 from .heads import Head as Head
 from .heads import Heads as Heads
+from .lessons.start import show_pairs as show_pairs
+from .lessons.start import start as start
 from .measure.detection import detect as detect
 from .measure.detection import heads_of as heads_of
 from .measure.distance import ood as ood
@@ -14,6 +16,10 @@ from .measure.heads import attention_patterns as attention_patterns
 from .measure.heads import attention_to as attention_to
 from .measure.heads import copying_score as copying_score
 from .measure.intervals import interval as interval
+from .measure.sweeps import Sweep as Sweep
+from .measure.sweeps import stability as stability
+from .measure.sweeps import strongest as strongest
+from .measure.sweeps import sweep as sweep
 from .measure.unpatched import baselines as baselines
 from .measure.unpatched import keep_answered as keep_answered
 from .models.loading import load_model as load_model

@@ -1,9 +1,9 @@
 """The paper's experiments as data: how many prompts, which windows, for each of its models.
 
-``data/experiments.json`` holds them. For a model that the paper did not use in an experiment, the
-settings of `mini` apply: the same experiment, on fewer prompts. A model is known by its
-architecture, layers, heads and width. `estimate` says how long an experiment takes before it
-starts.
+``data/experiments.json`` holds them, and those of `smollm2` and `mini`. For any other model that
+the paper did not use in an experiment, the settings of `mini` apply: the same experiment, on fewer
+prompts. A model is known by its architecture, layers, heads and width. `estimate` says how long an
+experiment takes before it starts.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ from patchlib.prompts.pairs import PromptPairs, TokenizedPrompt
 from patchlib.sweep.cells import Limits, layers_before
 
 EXPERIMENTS = DATA / "experiments.json"
-# TransformerLens' name of their architecture, layers, heads and width of the paper's models.
+# TransformerLens' name of their architecture, layers, heads and width: the paper's models and
+# `smollm2`.
 SHAPES = {
     ("GPT2LMHeadModel", 12, 12, 768): "gpt2",
     ("GPT2LMHeadModel", 36, 20, 1280): "gpt2-large",
     ("GPT2LMHeadModel", 48, 25, 1600): "gpt2-xl",
     ("GPTJForCausalLM", 28, 16, 4096): "EleutherAI/gpt-j-6b",
     ("TransformerLensNative", 4, 8, 512): "attn-only-4l",
+    ("LlamaForCausalLM", 30, 9, 576): "smollm2",
 }
 # How many prompts of a task stand for all of them.
 _SAMPLE = 8
@@ -48,7 +50,7 @@ def settings(name: str, model: TransformerBridge) -> dict[str, Any]:
     Returns:
         ``task``, ``component``, ``positions``, ``sites``, ``scale``, ``n``, ``draws``,
         ``prepend_bos`` and, for layers, ``window`` and ``before``, as `patchlib.patch` takes them;
-        those of `mini` for a model that the experiment was not run on.
+        those of `mini` for a model for which the experiment names none.
 
     Raises:
         PatchlibError: for an unknown experiment.
