@@ -87,7 +87,8 @@ def run(path: Path, write: bool) -> float:
     """
     import nbformat
     from nbclient import NotebookClient
-    from nbconvert import HTMLExporter
+
+    from patchlib import pages
 
     notebook = nbformat.read(path, as_version=4)
     # Threads that wait for one another must not spin: where cores are shared, that takes ten
@@ -96,7 +97,7 @@ def run(path: Path, write: bool) -> float:
     # Their texts and stored outputs are of mini.
     os.environ.setdefault("PATCHLIB_MODEL", "mini")
     started = time.perf_counter()
-    # Widgets need a kernel, so their state is not stored; pictures and tables are.
+    # Widgets need a kernel, so that their state is not stored; the pictures beside them are.
     NotebookClient(
         notebook,
         # A cell on one of the paper's models can take hours.
@@ -112,10 +113,9 @@ def run(path: Path, write: bool) -> float:
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
     notebook.metadata.pop("language_info", None)
+    pages.drop_widgets(notebook)
+    text = pages.page(notebook)
     page = BUILD / "pages" / f"{path.stem}.html"
-    # The page stands alone: no script from elsewhere.
-    exporter = HTMLExporter(mathjax_url="", require_js_url="", jquery_url="")
-    text = exporter.from_notebook_node(notebook)[0]
     write_whole(page, lambda part: part.write_text(text, encoding="utf-8"))
     if write:
         write_whole(path, partial(nbformat.write, notebook))
