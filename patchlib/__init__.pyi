@@ -5,6 +5,10 @@ from . import training as training
 from .errors import PatchlibError as PatchlibError
 from .heads import Head as Head
 from .heads import Heads as Heads
+from .lessons.checks import check as check
+from .lessons.claims import claim as claim
+from .lessons.claims import claims as claims
+from .lessons.claims import predict as predict
 from .lessons.start import show_pairs as show_pairs
 from .lessons.start import start as start
 from .measure.detection import detect as detect

@@ -44,7 +44,10 @@ class Head(NamedTuple):
 
 
 class Heads(list[Head]):
-    """A list of heads that prints as ``0.4, 4.6``, and as ``none`` where it is empty.
+    """A list of heads, strongest first, that prints as ``0.4, 4.6``, and as ``none`` if empty.
+
+    It is compared and combined as a set, with anything that `Heads` takes: ``==`` and ``<=`` ask
+    which heads are in both, in whatever order; ``&``, ``|`` and ``-`` keep the order.
 
     Args:
         given: heads as ``"4.6"`` or ``(4, 6)``, or one text with several: ``"0.4, 4.6"``.
@@ -55,6 +58,10 @@ class Heads(list[Head]):
     Example:
         >>> print(Heads([(4, 6), "0.4"]).by_layer)
         0.4, 4.6
+        >>> Heads("4.6, 0.4") == Heads("0.4, 4.6"), Heads("4.6") < Heads("0.4, 4.6")
+        (True, True)
+        >>> Heads("4.6, 0.4, 5.1") & Heads("5.1, 4.6")
+        Heads('4.6, 5.1')
     """
 
     def __init__(self, given: Iterable[object] | str = ()) -> None:
@@ -68,6 +75,38 @@ class Heads(list[Head]):
     def by_layer(self) -> Heads:
         """The same heads in the order of their layers."""
         return Heads(sorted(self))
+
+    def __and__(self, other: Iterable[object] | str) -> Heads:
+        there = set(Heads(other))
+        return Heads(head for head in self if head in there)
+
+    def __or__(self, other: Iterable[object] | str) -> Heads:
+        return Heads([*self, *(Heads(other) - self)])
+
+    def __sub__(self, other: Iterable[object] | str) -> Heads:
+        there = set(Heads(other))
+        return Heads(head for head in self if head not in there)
+
+    def __eq__(self, other: object) -> bool:
+        try:
+            return set(self) == set(Heads(other))  # type: ignore[arg-type]
+        except PatchlibError:
+            return False
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __le__(self, other: Iterable[object] | str) -> bool:
+        return set(self) <= set(Heads(other))
+
+    def __lt__(self, other: Iterable[object] | str) -> bool:
+        return set(self) < set(Heads(other))
+
+    def __ge__(self, other: Iterable[object] | str) -> bool:
+        return set(self) >= set(Heads(other))
+
+    def __gt__(self, other: Iterable[object] | str) -> bool:
+        return set(self) > set(Heads(other))
 
     def __str__(self) -> str:
         return ", ".join(map(str, self)) or "none"

@@ -1,6 +1,7 @@
 """The paper as data: its tables and settings, its advice, and the page of results."""
 
 from patchlib.paper import advice, experiments
+from patchlib.paper.readings import sweep
 from patchlib.paper.tables import (
     agreement,
     class_counts,
@@ -23,6 +24,7 @@ __all__ = [
     "is_model",
     "load",
     "record",
+    "sweep",
     "table",
     "value",
 ]
