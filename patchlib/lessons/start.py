@@ -13,6 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from patchlib import tasks
 from patchlib.errors import PatchlibError, whole
 from patchlib.files import DATA
+from patchlib.lessons.claims import begin
 from patchlib.models.loading import describe, load_model
 from patchlib.paper import experiments
 from patchlib.prompts.pairs import PromptPairs
@@ -61,6 +62,7 @@ def start(experiment: str, **other: Any) -> tuple[TransformerBridge, PromptPairs
     if facts["model"] not in ("mini", *stored):
         print(f"{experiment}: {experiments.estimate(model, S)}")
     pairs: PromptPairs = draw(model, **{name: S[name] for name in arguments & S.keys()})
+    begin(facts["model"], f"{len(pairs)} of {experiment}")
     return model, pairs, S
 
 
