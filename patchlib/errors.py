@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from numbers import Integral
 
 
@@ -37,6 +38,50 @@ def whole(name: str, value: object, least: int, most: int | None = None) -> int:
             return number
     allowed = f"from {least} to {most}" if most is not None else f"of at least {least}"
     raise PatchlibError(f"{name}={value!r}: give a whole number {allowed}")
+
+
+def names_in(name: str, value: object) -> list[str]:
+    """One name, or several, as a list.
+
+    Args:
+        name: what the caller knows it by.
+        value: what was given.
+
+    Raises:
+        PatchlibError: for anything else.
+
+    Example:
+        >>> names_in("positions", "S2"), names_in("positions", ("S1", "S2"))
+        (['S2'], ['S1', 'S2'])
+    """
+    given = value if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+    found = list(given)
+    if not all(isinstance(each, str) for each in found):
+        raise PatchlibError(f"{name}={value!r}: give a name, or a list of names")
+    return found
+
+
+def require_result(fx: object) -> None:
+    """Refuses everything but a dataset with effects, as `patchlib.patch` returns it.
+
+    Args:
+        fx: what was given as the result.
+
+    Raises:
+        PatchlibError: for an array or a table, for example.
+
+    Example:
+        >>> import xarray as xr
+        >>> require_result(xr.Dataset({"effect": ("layer", [0.5, 1.0])}))
+    """
+    import xarray as xr
+
+    if not isinstance(fx, xr.Dataset) or "effect" not in fx:
+        lacks = " without the variable effect" if isinstance(fx, xr.Dataset) else ""
+        raise PatchlibError(
+            f"a {type(fx).__name__}{lacks} was given as the result: give the whole dataset that "
+            "pl.patch returns"
+        )
 
 
 def require_bridge(model: object) -> None:

@@ -419,9 +419,131 @@ def test_masks_and_numbers_choose_prompts(tiny_gpt2):
     assert pairs[np.int64(1)].texts == pairs[1].texts == [pairs.texts[1]]
     assert pairs[-1].texts == [pairs.texts[3]]
     assert len(pairs[[]]) == 0
-    assert_names(refusal(pairs.__getitem__, [True]), "shape (1,)", "4 prompts")
-    with pytest.raises(IndexError):
-        pairs[4]
+    assert [one.texts for one in pairs] == [[text] for text in pairs.texts]
+
+
+@pytest.mark.parametrize(
+    "which", ["S2", 99, 2, -3, 0.5, None, True, [True], [0, 2], [0.5], [[0], [1]], [[0], [0, 1]]]
+)
+def test_what_chooses_no_prompts(pairs, which):
+    message = refusal(pairs.__getitem__, which)
+    assert_names(message, f"pairs[{which!r}]", "2 prompts", "slice", "mask", "pairs.at(name)")
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda none: none.answers,
+        lambda none: none.wrong_answers,
+        lambda none: none.positions,
+        lambda none: none.clean_tokens,
+        lambda none: none.at("S2"),
+        lambda none: none.corrupted_tokens("S2"),
+    ],
+)
+def test_what_no_prompts_have(pairs, ask):
+    assert_names(refusal(ask, pairs[[]]), "no prompts of ioi", "at least one")
+
+
+@pytest.mark.parametrize("site", [["S2"], None, 2])
+@pytest.mark.parametrize("corruption", [pl.STR, pl.GN, pl.Corruption])
+def test_sites_that_are_no_names(corruption, site):
+    assert_names(refusal(corruption, site), f"site={site!r}", "'S2'", "'S1+IO'")
+
+
+@pytest.mark.parametrize("name", [["S2"], None, 2])
+def test_positions_that_are_no_names(tiny_gpt2, pairs, name):
+    assert_names(refusal(pairs.at, name), repr(name), "IO, S1, S2, last")
+    assert_names(refusal(pairs.corrupted_tokens, name), repr(name), "S2, S1, IO, S1+IO, ABC")
+    if name is not None:
+        message = refusal(pl.ood, tiny_gpt2, pairs, STR, positions=[name])
+        assert_names(message, f"positions=[{name!r}]", "a name, or a list")
+
+
+def test_names_that_are_none(tiny_gpt2, pairs):
+    patterns = pl.attention_patterns(tiny_gpt2, pairs, ["0.0"])
+    for message, name in (
+        (refusal(pl.ood, tiny_gpt2, pairs, STR, positions=3), "positions"),
+        (refusal(pl.attention_to, patterns, pairs, 3), "names"),
+        (refusal(pl.copying_score, tiny_gpt2, pairs, ["0.0"], at=3), "at"),
+    ):
+        assert_names(message, f"{name}=3", "a name, or a list of names")
+
+
+@pytest.mark.parametrize("call", [pl.detect, pl.interval])
+@pytest.mark.parametrize("given", [None, 3, "fx", {"effect": 1.0}])
+def test_what_is_no_result(call, given):
+    assert_names(refusal(call, given), type(given).__name__, "dataset", "pl.patch")
+
+
+@pytest.mark.parametrize("call", [pl.detect, pl.interval])
+def test_parts_of_a_result(tiny_gpt2, pairs, call):
+    """An effect alone lacks the attributes, the other variables the effect."""
+    fx = pl.patch(tiny_gpt2, pairs, "mlp", corruption=STR, progress=False)
+    assert_names(refusal(call, fx.effect), "DataArray", "whole dataset")
+    assert_names(refusal(call, fx[["patched"]]), "Dataset without the variable effect")
+
+
+def test_what_detect_did_not_give(tiny_gpt2, pairs):
+    found = pl.detect(pl.patch(tiny_gpt2, pairs, corruption=STR, progress=False))
+    for given in (None, ["4.6"], found[["heads"]]):
+        message = refusal(pl.heads_of, given, "kl")
+        assert_names(message, type(given).__name__, "pl.detect", "metric, sign and heads")
+    assert_names(refusal(pl.detect, None), "NoneType")
+
+
+@pytest.mark.parametrize("table", [None, 3, 0.5])
+def test_what_is_no_table(tiny_gpt2, table):
+    message = refusal(pl.PromptPairs.from_table, tiny_gpt2, table)
+    assert_names(message, f"{table!r} is no table", "CSV", "data frame", "clean, corrupted, answer")
+
+
+def test_what_are_no_patterns(tiny_gpt2, pairs):
+    """An array of numpy is as good as a tensor."""
+    patterns = pl.attention_patterns(tiny_gpt2, pairs, ["0.0"])
+    same = pl.attention_to(patterns.numpy(), pairs)
+    assert same.equals(pl.attention_to(patterns, pairs)) and same.dtype == np.float32
+    for given, prompts in ((None, pairs), (patterns.tolist(), pairs), (patterns, None)):
+        message = refusal(pl.attention_to, given, prompts)
+        assert_names(message, f"a {type(given).__name__} and a {type(prompts).__name__}")
+        assert_names(message, "pl.attention_patterns", "PromptPairs")
+
+
+@pytest.mark.parametrize("given", [None, "pairs"])
+def test_models_and_prompts_that_are_none(tiny_gpt2, pairs, given):
+    for call, more in (
+        (pl.attention_patterns, [["0.0"]]),
+        (pl.copying_score, [["0.0"]]),
+        (pl.ood, [STR]),
+        (pl.baselines, []),
+        (pl.keep_answered, []),
+    ):
+        name = type(given).__name__
+        assert_names(refusal(call, given, pairs, *more), name, "pl.load_model")
+        assert_names(refusal(call, tiny_gpt2, given, *more), name, "PromptPairs")
+    message = refusal(pl.ood, tiny_gpt2, pairs, STR, reference=["a text"])
+    assert_names(message, "list", "PromptPairs")
+
+
+@pytest.mark.parametrize(("name", "label"), [(3, "lead"), (["a"], "lead"), ("lead", None)])
+def test_metrics_without_a_name(name, label):
+    message = refusal(pl.Metric, name, label, lambda logits, r, r_wrong, source: logits[..., 0])
+    assert_names(message, f"pl.Metric({name!r}, {label!r}", "texts")
+
+
+@pytest.mark.parametrize("positions", ["S2", ["IO", "S2"], "S2+S2"])
+def test_a_position_that_no_prompt_has(tiny_gpt2, pairs, positions):
+    """All would be NaN there."""
+    without = [
+        dataclasses.replace(prompt, positions=prompt.positions | {"S2": ()})
+        for prompt in pairs.prompts
+    ]
+    empty = dataclasses.replace(pairs, prompts=tuple(without))
+    options = {"corruption": STR, "positions": positions, "progress": False}
+    message = refusal(pl.patch, tiny_gpt2, empty, "mlp", **options)
+    assert_names(message, "none of these 2 prompts of ioi", "'S2", "leave this position out")
+    patterns = pl.attention_patterns(tiny_gpt2, empty, ["0.0"])
+    assert_names(refusal(pl.attention_to, patterns, empty, positions), "none of these 2", "'S2")
 
 
 def test_noise_needs_a_token(mini):

@@ -243,7 +243,10 @@ def test_what_makes_no_sense_is_refused(tiny_gpt2):
     same_end = pairs[[prompt.clean[-1] == end for prompt in pairs.prompts]]
     facts = pl.tasks.factual_recall(tiny_gpt2, n=20)
     shorter = dataclasses.replace(
-        pairs, prompts=tuple(dataclasses.replace(p, clean=p.clean[:-1]) for p in pairs.prompts)
+        pairs,
+        prompts=tuple(
+            dataclasses.replace(p, clean=p.clean[:-1], words=p.words[:-1]) for p in pairs.prompts
+        ),
     )
     same = next(group for _, group in facts.by_length() if len(group) >= 4)
     for message, options in {

@@ -100,11 +100,11 @@ def test_answers_that_are_no_text(answers):
 
 def test_answers_are_read_in_their_place(load):
     """Standing alone, "Yes" would be the token with a space before it."""
-    words = (f"{SPACE}So", "?", f"{SPACE}Yes", f"{SPACE}No", "Yes", "No")
+    words = (f"{SPACE}So", "(", f"{SPACE}Yes", f"{SPACE}No", "Yes", "No")
     model = load(sentencepiece(*words, bos_token="<s>"))
     assert model.tokenizer("Yes", add_special_tokens=False)["input_ids"] == [4]
-    bare = tokenize(model, pl.Prompt("So?", {}, "Yes", "No"))
-    spaced = tokenize(model, pl.Prompt("So?", {}, " Yes", " No"))
+    bare = tokenize(model, pl.Prompt("So(", {}, "Yes", "No"))
+    spaced = tokenize(model, pl.Prompt("So(", {}, " Yes", " No"))
     assert bare.clean == spaced.clean == (1, 2, 3)
     assert (bare.answers, bare.wrong_answers) == ((6,), (7,))
     assert (spaced.answers, spaced.wrong_answers) == ((4,), (5,))
@@ -126,6 +126,29 @@ def test_an_answer_glued_to_a_word(load, make):
     (token,) = tokenize(model, pl.Prompt("to", {}, " Mary", " Ann")).answers
     expected = f"{SPACE}Mary" if make is sentencepiece else "ĠMary"
     assert model.tokenizer.convert_ids_to_tokens(token) == expected
+
+
+@pytest.mark.parametrize("sign", [",", ";", ":", "?", "!"])
+def test_an_answer_glued_to_a_sign(load, sign):
+    """Like one that is glued to a word, unless the text shows that no space belongs there."""
+    merges = "A n|An n|B o|Bo b|Ġ Ann|Ġ Bob|Ġ 3|Ġ 4".split("|")
+    model = load(byte_level(f'Ab,.;:?!"}}noB1234Ġ{sign}', *merges))
+    for end, answer in ((sign, "Ann"), (f'"}}{sign}', "Ann"), (f"no{sign}", "3")):
+        prompt = pl.Prompt(f"B{end}", {}, answer, " Bob")
+        message = refusal(tokenize, model, prompt)
+        assert_names(message, repr(sign), f"'B{end}'", f"write ' {answer}'", "without a space")
+        (token,) = tokenize(model, dataclasses.replace(prompt, answers=f" {answer}")).answers
+        assert model.tokenizer.convert_ids_to_tokens(token) == f"Ġ{answer}"
+    for text, answer in ((f"b{sign}Ann b{sign}", "Ann"), (f"12{sign}", "3"), ("b.", "Ann")):
+        (token,) = tokenize(model, pl.Prompt(text, {}, answer, " Bob")).answers
+        assert model.tokenizer.convert_ids_to_tokens(token) == answer
+
+
+def test_an_answer_after_a_sign_that_no_model_would_space(load):
+    """Where the word with a space is several tokens, nothing says that it is the usual one."""
+    model = load(byte_level("b:AnĠ", "A n", "An n"))
+    (token,) = tokenize(model, pl.Prompt("b:", {}, "Ann", "b")).answers
+    assert model.tokenizer.convert_ids_to_tokens(token) == "Ann"
 
 
 def test_an_answer_that_melts_into_the_prompt(load):
@@ -191,6 +214,12 @@ def test_answers_that_are_refused(tiny_gpt2, fields, words):
         ({"spans": {"each": (0, 3)}}, ["'each'", "choose another name"]),
         ({"spans": {"a+b": (0, 3)}}, ["'a+b'", "joins names"]),
         ({"spans": {"": (0, 3)}}, ["called ''", "choose another name"]),
+        ({"spans": None}, ["spans=None", "'The war lasted'", "give a dict", "{'noun': ...}"]),
+        ({"spans": {3: (4, 7)}}, ["spans={3: (4, 7)}", "a name for each"]),
+        ({"spans": {"noun": 4}}, ["'noun'", "is 4", "as in (4, 7)"]),
+        ({"spans": {"noun": (4.0, 7.0)}}, ["(4.0, 7.0)", "as in (4, 7)"]),
+        ({"spans": {"noun": (4, 5, 7)}}, ["(4, 5, 7)", "as in (4, 7)"]),
+        ({"corrupted": "The siege lasted"}, ["corrupted='The siege lasted'", "give a dict"]),
     ],
 )
 def test_texts_and_spans_that_are_refused(fields, words):
@@ -284,6 +313,23 @@ def test_a_replacement_beside_its_site(tiny_gpt2, site, text, outside):
     assert_names(message, repr(text), repr(site), *words, outside, "as in 'S1+IO'", "stay in place")
 
 
+def test_neighbours_that_exchange_their_lengths(load):
+    """No token between them shows that the second name begins earlier."""
+    parts = (f"{SPACE}An", "na", f"{SPACE}Bell", f"{SPACE}Bob", f"{SPACE}Isa", f"{SPACE}to")
+    model = load(sentencepiece(*parts, f"{SPACE}Ro", "se", "bel"))
+    spans = {"first": (3, 7), "second": (8, 12)}
+    prompt = pl.Prompt("to Anna Bell", spans, " to", " Bob", {"first+second": "to Rose Bob"})
+    found = tokenize(model, prompt)
+    assert (found.clean, found.corrupted["first+second"]) == ((7, 2, 3, 4), (7, 8, 9, 5))
+    for site in ("first+second", "both"):
+        wrong = dataclasses.replace(prompt, corrupted={site: "to Bob Rose"})
+        message = refusal(tokenize, model, wrong)
+        words = ("'to Bob Rose'", repr(site), "first", "second", "'to Anna Bell'", "equal token")
+        assert_names(message, *words)
+    alone = dataclasses.replace(prompt, corrupted={"second": "to Anna Bob"})
+    assert tokenize(model, alone).corrupted["second"] == (7, 2, 3, 5)
+
+
 def test_a_replacement_without_a_span(tiny_gpt2):
     """What is replaced must have a position to be restored at."""
     prompt = dataclasses.replace(WAR, spans={})
@@ -361,6 +407,13 @@ def test_no_prompts(tiny_gpt2):
     """An empty list is a mistake."""
     message = refusal(pl.PromptPairs.from_prompts, tiny_gpt2, [])
     assert_names(message, "no prompts", "at least one")
+
+
+@pytest.mark.parametrize("given", [None, 3, WAR, "The war lasted", [{"text": "The war lasted"}]])
+def test_what_are_no_prompts(tiny_gpt2, given):
+    message = refusal(pl.PromptPairs.from_prompts, tiny_gpt2, given)
+    shown = given[0] if isinstance(given, list | str) else given
+    assert_names(message, f"prompts={shown!r}:", "list of pl.Prompt(text", "from_table")
 
 
 def test_prompts_with_other_spans(tiny_gpt2):

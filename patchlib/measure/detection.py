@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from patchlib.errors import PatchlibError
+from patchlib.errors import PatchlibError, names_in, require_result
 from patchlib.heads import Heads
 from patchlib.sweep.cells import UNITS
 
@@ -37,9 +37,9 @@ def detect(fx: xr.Dataset, sd: float = 2.0, shared: str | Sequence[str] = ()) ->
         ``threshold``; with the columns ``draw`` and ``position`` where the result has them.
 
     Raises:
-        PatchlibError: where the result holds values per prompt or lacks the dimension ``metric``
-            or ``layer``, for ``shared`` dimensions that it does not have, and for an ``sd`` that
-            is no number of at least 0.
+        PatchlibError: for what is no result, where it holds values per prompt or lacks the
+            dimension ``metric`` or ``layer``, for ``shared`` dimensions that it does not have, and
+            for an ``sd`` that is no number of at least 0.
 
     Example:
         >>> import patchlib as pl
@@ -49,6 +49,7 @@ def detect(fx: xr.Dataset, sd: float = 2.0, shared: str | Sequence[str] = ()) ->
         >>> list(pl.detect(fx, sd=2).columns)
         ['metric', 'sign', 'heads', 'threshold']
     """
+    require_result(fx)
     if "prompt" in fx.dims:
         raise PatchlibError(
             "this result holds values per prompt and detection needs their mean: "
@@ -62,7 +63,7 @@ def detect(fx: xr.Dataset, sd: float = 2.0, shared: str | Sequence[str] = ()) ->
             )
     if isinstance(sd, bool) or not isinstance(sd, Real) or not sd >= 0:
         raise PatchlibError(f"sd={sd!r}: give a number of at least 0; 2 is the paper's")
-    shared = [shared] if isinstance(shared, str) else list(shared)
+    shared = names_in("shared", shared)
     panels = [dim for dim in fx.effect.dims if dim not in ("layer", *UNITS)]
     if not set(shared) <= set(panels) - {"metric"}:
         raise PatchlibError(
@@ -108,9 +109,14 @@ def heads_of(found: pd.DataFrame, metric: str, sign: str = "positive") -> Heads:
         Pairs of layer and head, which print as ``5.4, 10.7``.
 
     Raises:
-        PatchlibError: where the result has no such metric or sign, or lists layers, key/value
-            heads or neurons.
+        PatchlibError: for what `detect` did not give, and where it has no such metric or sign, or
+            lists layers, key/value heads or neurons.
     """
+    if not isinstance(found, pd.DataFrame) or not {"metric", "sign", "heads"} <= set(found):
+        raise PatchlibError(
+            f"a {type(found).__name__} was given: give the table that pl.detect returns, with its "
+            "columns metric, sign and heads"
+        )
     rows = found[(found.metric == metric) & (found.sign == sign)]
     if len(rows) != 1:
         raise PatchlibError(

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities import get_act_name
 
-from patchlib.errors import PatchlibError, require_bridge
+from patchlib.errors import PatchlibError, names_in
 from patchlib.prompts.corruption import Corruption
 from patchlib.prompts.pairs import PromptPairs
 from patchlib.sweep.cells import Limits
@@ -99,6 +99,8 @@ def ood(
     """
     require_prompts(model, pairs)
     require_corruption(model, pairs, corruption)
+    if reference is not None:
+        require_prompts(model, reference)
     if activation not in ACTIVATIONS:
         raise PatchlibError(f"activation={activation!r}: allowed are {', '.join(ACTIVATIONS)}")
     if shrinkage is not None and not (isinstance(shrinkage, Real) and 0 <= shrinkage <= 1):
@@ -106,8 +108,7 @@ def ood(
     _require_lengths(pairs, reference)
     if positions is None:
         positions = _site(pairs, corruption)
-    require_bridge(model)
-    names = [positions] if isinstance(positions, str) else list(positions)
+    names = names_in("positions", positions)
     if not names:
         raise PatchlibError("positions=[]: give a named position, or None for the corrupted one")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Float
@@ -14,11 +15,11 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities import get_act_name
 
-from patchlib.errors import PatchlibError, whole
+from patchlib.errors import PatchlibError, names_in, whole
 from patchlib.heads import Heads
 from patchlib.models.loading import describe
 from patchlib.prompts.corruption import Corruption
-from patchlib.prompts.pairs import PromptPairs
+from patchlib.prompts.pairs import PromptPairs, places_of
 from patchlib.sweep.cells import Cell, parts_of
 from patchlib.sweep.hook_engine import names_of, restore
 from patchlib.sweep.metrics import require_finite
@@ -69,8 +70,8 @@ def attention_patterns(
         >>> bool((pattern.sum(-1) - 1).abs().max() < 1e-4)
         True
     """
-    heads, restored = _heads(model, heads), Heads(restored)
     require_prompts(model, pairs)
+    heads, restored = _heads(model, heads), Heads(restored)
     if corruption is not None:
         require_corruption(model, pairs, corruption)
     elif restored:
@@ -98,14 +99,14 @@ def attention_patterns(
 
 
 def attention_to(
-    patterns: Float[Tensor, "head prompt query key"],
+    patterns: Float[Tensor | np.ndarray, "head prompt query key"],
     pairs: PromptPairs,
     names: str | Sequence[str] = ("IO", "S1", "S2"),
 ) -> xr.DataArray:
     """How much the last token attends to named positions, and to all others.
 
     Args:
-        patterns: attention patterns, as `attention_patterns` gives them.
+        patterns: attention patterns, as `attention_patterns` gives them, or as an array of numpy.
         pairs: the prompts they belong to.
         names: named positions.
 
@@ -115,10 +116,15 @@ def attention_to(
         attributes describe the prompts.
 
     Raises:
-        PatchlibError: for a position that the task does not have, for names that share a token,
-            and for patterns of other prompts.
+        PatchlibError: for a position that the task or every prompt lacks, for names that share a
+            token, for patterns of other prompts, and for what are no patterns or no prompts.
     """
-    names = [names] if isinstance(names, str) else list(names)
+    if not isinstance(patterns, Tensor | np.ndarray) or not isinstance(pairs, PromptPairs):
+        raise PatchlibError(
+            f"a {type(patterns).__name__} and a {type(pairs).__name__} were given as patterns and "
+            "prompts: give what pl.attention_patterns returns, and the PromptPairs it was given"
+        )
+    patterns, names = torch.as_tensor(patterns), names_in("names", names)
     length = pairs.clean_tokens.shape[1]
     if patterns.shape[1:] != (len(pairs), length, length):
         raise PatchlibError(
@@ -126,7 +132,7 @@ def attention_to(
             "tokens: give those that pl.attention_patterns gave for these prompts"
         )
     last = patterns[:, :, -1]
-    places = {name: pairs.at(name) for name in names}
+    places = {name: places_of(pairs, name) for name in names}
     for row, together in enumerate(zip(*places.values(), strict=True)):
         if len(set().union(*together)) < sum(map(len, together)):
             raise PatchlibError(
@@ -137,7 +143,7 @@ def attention_to(
         torch.stack([last[:, row, list(at)].sum(-1) for row, at in enumerate(rows)], 1)
         for rows in places.values()
     ]
-    others = last.sum(-1) - torch.stack(sums).sum(0)
+    others = last.sum(-1) - sum(sums)
     columns = [
         total.masked_fill(torch.tensor([not at for at in rows]), torch.nan)
         for total, rows in zip(sums, places.values(), strict=True)
@@ -190,8 +196,8 @@ def copying_score(
         >>> 0 <= float(scores.copies[0]) <= 1
         True
     """
-    heads = _heads(model, heads)
-    at = [at] if isinstance(at, str) else list(at)
+    require_prompts(model, pairs)
+    heads, at = _heads(model, heads), names_in("at", at)
     top = whole("top", top, 1, model.cfg.d_vocab)
     name = get_act_name("resid_post", 0)
     hits: list[Float[Tensor, "head sign name"]] = []

@@ -9,7 +9,7 @@ import torch
 import xarray as xr
 from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
 
-from patchlib.errors import PatchlibError, whole
+from patchlib.errors import PatchlibError, require_result, whole
 
 
 def interval(
@@ -29,8 +29,8 @@ def interval(
         difference is taken as given.
 
     Raises:
-        PatchlibError: where the result holds no values per prompt, and for a confidence, a number
-            of resamples or a seed that is none.
+        PatchlibError: for what is no result or holds no values per prompt, and for a confidence, a
+            number of resamples or a seed that is none.
 
     Example:
         >>> import patchlib as pl
@@ -42,6 +42,7 @@ def interval(
         >>> bool((ci.low <= fx.effect.mean("prompt")).all())
         True
     """
+    require_result(fx)
     if "prompt" not in fx.dims:
         raise PatchlibError(
             "this result holds means over prompts: call pl.patch(..., keep_prompts=True) to keep "

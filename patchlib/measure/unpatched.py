@@ -95,7 +95,7 @@ def keep_answered(
         memory_budget: as in `patchlib.patch`.
 
     Returns:
-        Those prompts; their ``settings`` say how many were ``dropped``.
+        Those prompts; their ``settings`` say how many were ``dropped``, now and before.
 
     Raises:
         PatchlibError: where the model answers none of them.
@@ -114,5 +114,6 @@ def keep_answered(
             f"the model answers none of these {len(pairs)} prompts of {pairs.task}: patching "
             "cannot bring back an answer that is not there; use a model that has this skill"
         )
-    settings = pairs.settings | {"dropped": len(pairs) - len(kept)}
+    dropped = pairs.settings.get("dropped", 0) + len(pairs) - len(kept)
+    settings = pairs.settings | {"dropped": dropped}
     return dataclasses.replace(pairs[kept], settings=settings)

@@ -31,6 +31,9 @@ class Corruption:
     Args:
         site: where prompts are corrupted, as the task names it.
 
+    Raises:
+        PatchlibError: for a site that is no name.
+
     Example:
         >>> import patchlib as pl
         >>> @dataclass(frozen=True)
@@ -49,6 +52,13 @@ class Corruption:
     site: str
     # Unannotated, so that it is no field: a corruption without chance has one draw.
     draws = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.site, str):
+            raise PatchlibError(
+                f"site={self.site!r}: give a position by its name, such as 'S2', and several "
+                "joined by '+', as in 'S1+IO'"
+            )
 
     def tokens(self, pairs: PromptPairs) -> Int[Tensor, "prompt position"]:
         """The corrupted tokens of prompts of one length; the clean ones unless replaced."""
@@ -130,8 +140,8 @@ class GN(Corruption):
         seed: seeds the noise.
 
     Raises:
-        PatchlibError: for a scale that is no number of at least 0, and for draws and seeds that
-            are no whole numbers.
+        PatchlibError: for a site that is no name, a scale that is no number of at least 0, and for
+            draws and seeds that are no whole numbers.
 
     Example:
         >>> import patchlib as pl
@@ -147,6 +157,7 @@ class GN(Corruption):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         is_number = isinstance(self.scale, Real) and not isinstance(self.scale, bool)
         if not (is_number and 0 <= self.scale < math.inf):
             raise PatchlibError(

@@ -78,8 +78,8 @@ class PromptPairs:
                 model's default.
 
         Raises:
-            PatchlibError: where a prompt does not fit this model's tokenizer, with the reason,
-                and where prompts have different spans.
+            PatchlibError: for what is no prompt, where one does not fit this model's tokenizer,
+                with the reason, and where prompts have different spans.
 
         Example:
             >>> import patchlib as pl
@@ -90,7 +90,14 @@ class PromptPairs:
             tensor([2])
         """
         bos = starts_with_bos(model, prepend_bos)
-        tokenized = tuple(tokenize(model, prompt, bos) for prompt in prompts)
+        given: Any = list(prompts) if isinstance(prompts, Iterable) else prompts
+        for each in given if isinstance(given, list) else [given]:
+            if each is given or not isinstance(each, Prompt):
+                raise PatchlibError(
+                    f"prompts={each!r}: give a list of pl.Prompt(text, spans, answers, "
+                    "wrong_answers, corrupted); a table of dicts is for PromptPairs.from_table"
+                )
+        tokenized = tuple(tokenize(model, prompt, bos) for prompt in given)
         if not tokenized:
             raise PatchlibError("no prompts were given: give at least one")
         first = tokenized[0]
@@ -164,18 +171,21 @@ class PromptPairs:
 
     def __getitem__(self, which: int | slice | Sequence[int] | Sequence[bool]) -> PromptPairs:
         numbers = np.arange(len(self))
-        if isinstance(which, slice):
-            chosen = numbers[which]
-        else:
-            asked = np.asarray(which)
-            if asked.dtype == bool and asked.shape != numbers.shape:
-                raise PatchlibError(
-                    f"a mask of shape {asked.shape} for {len(self)} prompts: give one value for "
-                    "each prompt"
-                )
-            # An empty list has no numbers, and numpy takes it for one of floats.
-            chosen = numbers[np.atleast_1d(asked if asked.size else asked.astype(int))]
-        return PromptPairs(self.task, tuple(self.prompts[i] for i in chosen), self.settings)
+        try:
+            asked: Any = which
+            if not isinstance(which, slice):
+                # An empty list has no numbers, and numpy takes it for one of floats.
+                asked = np.asarray(which, dtype=None if np.size(which) else int)
+            chosen = tuple(self.prompts[i] for i in np.atleast_1d(numbers[asked]))
+        except (IndexError, TypeError, ValueError):
+            raise PatchlibError(
+                f"pairs[{which!r}] of {len(self)} prompts: give a number or several from 0, a "
+                "slice, or a mask with one value for each prompt; a position is pairs.at(name)"
+            ) from None
+        return PromptPairs(self.task, chosen, self.settings)
+
+    def __iter__(self) -> Iterator[PromptPairs]:
+        return (self[number] for number in range(len(self)))
 
     @property
     def fingerprint(self) -> str:
@@ -200,7 +210,7 @@ class PromptPairs:
     @property
     def clean_tokens(self) -> Int[Tensor, "prompt position"]:
         """The clean prompts' tokens; all prompts must have one length."""
-        return self._stack([prompt.clean for prompt in self.prompts])
+        return self._stack([prompt.clean for prompt in self._some()])
 
     def corrupted_tokens(self, site: str) -> Int[Tensor, "prompt position"]:
         """The tokens after symmetric token replacement at a site.
@@ -209,8 +219,8 @@ class PromptPairs:
             PatchlibError: where the task has no replacement for this site, or a corrupted prompt
                 is not as long as its clean one.
         """
-        for prompt in self.prompts:
-            if site not in prompt.corrupted:
+        for prompt in self._some():
+            if site not in list(prompt.corrupted):
                 raise PatchlibError(
                     f"{self.task} has no token replacement at {site!r}: it has "
                     f"{', '.join(prompt.corrupted)}"
@@ -226,22 +236,28 @@ class PromptPairs:
     @property
     def answers(self) -> Int[Tensor, "prompt *answer"]:
         """The right answers r; one column per answer, filled with -1, where there are several."""
-        return _rows([prompt.answers for prompt in self.prompts])
+        return _rows([prompt.answers for prompt in self._some()])
 
     @property
     def wrong_answers(self) -> Int[Tensor, "prompt *answer"]:
         """The wrong answers r', in the form of ``answers``."""
-        return _rows([prompt.wrong_answers for prompt in self.prompts])
+        return _rows([prompt.wrong_answers for prompt in self._some()])
 
     @property
     def positions(self) -> Positions:
         """For each named position the token indices, one column per token, filled with -1."""
-        names = self.prompts[0].positions
+        names = self._some()[0].positions
         return Positions({n: _rows([p.positions[n] for p in self.prompts]) for n in names})
 
     def at(self, name: str) -> list[tuple[int, ...]]:
-        """For each prompt the indices of a named position, or of several joined by ``+``."""
+        """For each prompt the indices of a named position, or of several joined by ``+``.
+
+        Raises:
+            PatchlibError: for an unknown position.
+        """
         known = self.positions
+        if not isinstance(name, str):
+            known.__missing__(name)
         for part in name.split("+"):
             known[part]
         return [
@@ -256,6 +272,13 @@ class PromptPairs:
             groups.setdefault(len(prompt.clean), []).append(index)
         for length in sorted(groups):
             yield groups[length], self[groups[length]]
+
+    def _some(self) -> tuple[TokenizedPrompt, ...]:
+        if not self.prompts:
+            raise PatchlibError(
+                f"no prompts of {self.task} are left: choose at least one, as in pairs[:1]"
+            )
+        return self.prompts
 
     def _stack(self, rows: list[tuple[int, ...]]) -> Int[Tensor, "prompt position"]:
         lengths = sorted({len(row) for row in rows})
@@ -272,6 +295,21 @@ def _rows(rows: list[tuple[int, ...]]) -> Int[Tensor, "prompt *column"]:
     if all(len(row) == 1 for row in rows):
         return torch.tensor(rows)[:, 0]
     return torch.tensor([(*row, *[NOTHING] * (width - len(row))) for row in rows])
+
+
+def places_of(pairs: PromptPairs, name: str) -> list[tuple[int, ...]]:
+    """As ``pairs.at(name)``, for a position that some prompt has.
+
+    Raises:
+        PatchlibError: for an unknown position, and for one that is empty in all prompts.
+    """
+    places = pairs.at(name)
+    if not any(places):
+        raise PatchlibError(
+            f"none of these {len(pairs)} prompts of {pairs.task} has a token at {name!r}: leave "
+            "this position out, or give prompts that have it"
+        )
+    return places
 
 
 def draw(

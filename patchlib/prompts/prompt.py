@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from string import Formatter
 
-from patchlib.errors import PatchlibError
+from patchlib.errors import PatchlibError, whole
 
 Span = tuple[int, int]
 
@@ -24,8 +24,9 @@ class Prompt:
             ``"ABC"``, whatever has a span may be replaced.
 
     Raises:
-        PatchlibError: for an empty prompt, for what is no text, and for a span that is not in
-            the text or has a name with a meaning of its own.
+        PatchlibError: for an empty prompt, for what is no text, for spans and corrupted prompts
+            without names, and for a span that is not in the text or has a name with a meaning of
+            its own.
 
     Example:
         >>> Prompt("The war lasted", {"noun": (4, 7)}, " from", [" to", " for"]).answers
@@ -43,6 +44,13 @@ class Prompt:
             given = getattr(self, name)
             answers = tuple(given) if isinstance(given, list | tuple) else (given,)
             object.__setattr__(self, name, answers)
+        for name in ("spans", "corrupted"):
+            given = getattr(self, name)
+            if not isinstance(given, dict) or not all(isinstance(key, str) for key in given):
+                raise PatchlibError(
+                    f"{name}={given!r} of the prompt {self.text!r}: give a dict with a name for "
+                    "each, as in {'noun': ...}"
+                )
         for text in (self.text, *self.answers, *self.wrong_answers, *self.corrupted.values()):
             if not isinstance(text, str) or any("\ud800" <= letter < "\ue000" for letter in text):
                 raise PatchlibError(
@@ -51,7 +59,14 @@ class Prompt:
                 )
         if not self.text.strip():
             raise PatchlibError(f"the prompt {self.text!r} is empty: give the text to go on with")
-        for name, (start, end) in self.spans.items():
+        for name, span in self.spans.items():
+            try:
+                start, end = (whole("span", each, -len(self.text)) for each in span)
+            except (TypeError, ValueError):
+                raise PatchlibError(
+                    f"the span {name!r} of {self.text!r} is {span!r}: give the numbers of its "
+                    "first character and of the one after its last, as in (4, 7)"
+                ) from None
             if name in ("", "last", "all", "each") or "+" in name:
                 raise PatchlibError(
                     f"a span of {self.text!r} is called {name!r}: 'last' is the name of the last "

@@ -29,8 +29,8 @@ def read(table: Table) -> list[Mapping[str, Any]]:
         table: a CSV file in UTF-8, a pandas data frame, or a list of dicts.
 
     Raises:
-        PatchlibError: for a file that cannot be read, for a table without rows, and where a
-            column is missing.
+        PatchlibError: for what is no table, for a file that cannot be read, for a table without
+            rows, and where a column is missing.
 
     Example:
         >>> read([dict(clean="a", corrupted="b", answer="c", wrong_answer="d")])[0]["answer"]
@@ -40,8 +40,13 @@ def read(table: Table) -> list[Mapping[str, Any]]:
         rows = table.to_dict("records")
     elif isinstance(table, str | os.PathLike):
         rows = _read_csv(Path(table).expanduser())
-    else:
+    elif isinstance(table, Iterable):
         rows = list(table)
+    else:
+        raise PatchlibError(
+            f"{table!r} is no table: give a CSV file, a pandas data frame or a list of dicts, with "
+            f"the columns {', '.join(COLUMNS)}"
+        )
     if not rows:
         raise PatchlibError("the table has no rows: give at least one")
     for number, row in enumerate(rows, start=1):

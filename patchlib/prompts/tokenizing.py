@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from transformer_lens.model_bridge import TransformerBridge
@@ -32,6 +34,10 @@ class TokenizedPrompt:
     wrong_answers: tuple[int, ...]
     positions: dict[str, tuple[int, ...]]
     words: tuple[str, ...] = ()
+
+
+_BEFORE_SPACE = tuple(",;:?!")
+"""Signs between which and the next word there is a space; "." may stand inside a name."""
 
 
 def tokenizer_of(model: TransformerBridge) -> Any:
@@ -91,9 +97,10 @@ def tokenize(
         prepend_bos: as in `starts_with_bos`.
 
     Raises:
-        PatchlibError: where an answer does not follow the text as exactly one token, is given
-            twice, is right and wrong, or is missing on one side; where a corrupted prompt differs
-            in length from the clean one, or outside its site; where a span covers no token, or
+        PatchlibError: where an answer does not follow the text as exactly one token, is glued to
+            it, is given twice, is right and wrong, or is missing on one side; where a corrupted
+            prompt differs in length from the clean one, outside its site, or in the length of one
+            of its spans; where a span covers no token, or
             one token covers two named positions; where the prompt is longer than the model's
             context, or begins with a second beginning of sequence.
     """
@@ -122,8 +129,10 @@ def tokenize(
     words = tuple(tokenizer.batch_decode([[token] for token in clean]))
     right, wrong = _answers(tokenizer, prompt, bare)
     found = TokenizedPrompt(prompt.text, clean, corrupted, right, wrong, positions, words)
-    for site in corrupted:
+    offsets, *others = ([(0, 0)] * len(before) + each for each in encoded["offset_mapping"])
+    for site, also in zip(corrupted, others, strict=True):
         _check_replacement(found, site, prompt.corrupted[site])
+        _check_seams(prompt, site, positions, offsets, also)
     return found
 
 
@@ -157,8 +166,7 @@ def _check_replacement(prompt: TokenizedPrompt, site: str, text: str) -> None:
             f"{site!r}, has {len(changed)}: both must have the same number; choose replacements "
             "of equal token length"
         )
-    parts = site.split("+")
-    named = parts if set(parts) <= set(prompt.positions) else list(prompt.positions)
+    named = _named(site, prompt.positions)
     inside = {i for name in named for i in prompt.positions[name]}
     differing = [i for i, (a, b) in enumerate(zip(clean, changed, strict=True)) if a != b]
     outside = [f"{i} ({prompt.words[i]!r})" for i in differing if i not in inside]
@@ -169,6 +177,36 @@ def _check_replacement(prompt: TokenizedPrompt, site: str, text: str) -> None:
             "replaced, name the site after these spans, as in 'S1+IO', and choose for each a "
             "replacement of equal token length, so that all other words stay in place"
         )
+
+
+def _named(site: str, positions: dict[str, tuple[int, ...]]) -> list[str]:
+    """The positions that may be replaced at a site: its parts, or all."""
+    parts = site.split("+")
+    return parts if set(parts) <= set(positions) else list(positions)
+
+
+def _check_seams(
+    prompt: Prompt,
+    site: str,
+    positions: dict[str, tuple[int, ...]],
+    offsets: list[Span],
+    also: list[Span],
+) -> None:
+    """Where two replaced spans are neighbours, no token between them shows where one ends."""
+    text = prompt.corrupted[site]
+    spans = sorted((prompt.spans[n], n) for n in _named(site, positions) if n in prompt.spans)
+    for ((_, end), left), ((start, _), right) in pairwise(spans):
+        first = positions[right][0]
+        if positions[left][-1] + 1 < first:
+            continue
+        clean_seam, seam = offsets[first][0], also[first][0]
+        before, after = prompt.text[end:clean_seam], prompt.text[clean_seam:start]
+        if not (text[:seam].endswith(before) and text[seam:].startswith(after)):
+            raise PatchlibError(
+                f"{text!r}, corrupted at {site!r}, does not go from {left} to {right} after as "
+                f"many tokens as {prompt.text!r}, so that one is longer and the other shorter: "
+                "choose for each a replacement of equal token length"
+            )
 
 
 def _answers(
@@ -220,6 +258,19 @@ def _answer(
         raise PatchlibError(
             f"the answer {answer!r} is glued to the last word of {text!r}: write {' ' + answer!r}, "
             "or, where each digit is a token, end the text with the space"
+        )
+    # After a sign, too, unless the text goes on without a space there, as in "a,b", or the sign is
+    # one between digits, as in "12:30".
+    if (
+        seam[0] in _BEFORE_SPACE
+        and seam[1].isalnum()
+        and not (text[-2:-1] + seam[1]).isdigit()
+        and not re.search(rf"{re.escape(seam[0])}\w", text)
+        and tokens(f"{text} {answer}")[:-1] == bare
+    ):
+        raise PatchlibError(
+            f"the answer {answer!r} is glued to the {seam[0]!r} at the end of {text!r}: write "
+            f"{' ' + answer!r}, or show in the text that a word follows {seam[0]!r} without a space"
         )
     if seam == (" ", " "):
         raise PatchlibError(

@@ -13,7 +13,7 @@ from transformer_lens.utilities import get_act_name
 
 from patchlib.errors import PatchlibError, whole
 from patchlib.heads import Heads
-from patchlib.prompts.pairs import PromptPairs
+from patchlib.prompts.pairs import PromptPairs, places_of
 from patchlib.sweep.cells import (
     COMPONENTS,
     Cell,
@@ -250,7 +250,8 @@ def _positions(
         return [(label,) if label < len(prompt.clean) else () for prompt in group.prompts]
 
     for label in labels:
-        at(pairs, label)
+        if isinstance(label, str):
+            places_of(pairs, label)
     return lambda group: [at(group, label) for label in labels], labels if several else None
 
 

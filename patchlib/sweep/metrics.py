@@ -54,6 +54,11 @@ class Metric:
     from_source: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not isinstance(self.label, str):
+            raise PatchlibError(
+                f"pl.Metric({self.name!r}, {self.label!r}, ...): name and label are texts, as in "
+                "pl.Metric('margin', 'lead of the first token (nats)', margin)"
+            )
         if self.sign not in (1, -1) or not callable(self.value):
             raise PatchlibError(
                 f"metric {self.name!r}: sign={self.sign}, value={self.value!r}; give a function, "
@@ -249,7 +254,7 @@ def _metric(given: object) -> Metric:
         )
     try:
         signature(given).bind(None)
-    except TypeError as reason:
+    except (TypeError, ValueError) as reason:
         raise PatchlibError(
             f"the metric {name} cannot be called with logits alone ({reason}): one that reads "
             f"answers, too, is pl.Metric({name!r}, label, value)"
