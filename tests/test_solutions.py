@@ -1,0 +1,84 @@
+"""Every exercise accepts its solution, and says of two typical mistakes what they are."""
+
+import inspect
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import patchlib as pl
+from patchlib.lessons.checks import exercises
+
+MODULES = sorted(path.stem for path in Path(__file__).with_name("solutions").glob("[a-z]*.py"))
+
+
+@pytest.fixture(scope="module", params=MODULES)
+def lesson(request, mini):
+    module = import_module(f"solutions.{request.param}")
+    return module, module.given(mini)
+
+
+def told(id, answer, notebook, capsys):
+    names = list(inspect.signature(exercises()[id]).parameters)[1:]
+    assert pl.check(id, answer, **{name: getattr(notebook, name) for name in names}) is None
+    return capsys.readouterr().out
+
+
+def test_there_are_solutions_of_every_exercise():
+    solved = [id for name in MODULES for id in import_module(f"solutions.{name}").SOLUTIONS]
+    assert sorted(solved) == list(exercises())
+
+
+def test_a_right_answer_gets_its_mark_and_nothing_else(lesson, capsys):
+    module, notebook = lesson
+    for id, (right, _) in module.SOLUTIONS.items():
+        assert told(id, right(notebook), notebook, capsys) == f"✓ {id}\n"
+
+
+def test_a_wrong_answer_gets_a_hint_in_one_sentence(lesson, capsys):
+    module, notebook = lesson
+    for id, (_, mistakes) in module.SOLUTIONS.items():
+        assert len(mistakes) == 2
+        for words, wrong in mistakes.items():
+            hint = told(id, wrong(notebook), notebook, capsys)
+            assert hint.startswith(f"✗ {id}  ") and words in hint
+            assert hint.count("\n") == 1 and ". " not in hint.removeprefix(f"✗ {id}")
+
+
+def test_no_hint_holds_the_answer(lesson, capsys):
+    module, notebook = lesson
+    for id, (right, mistakes) in module.SOLUTIONS.items():
+        secret = list(secrets(right(notebook)))
+        for wrong in mistakes.values():
+            hint = told(id, wrong(notebook), notebook, capsys).removeprefix(f"✗ {id}")
+            assert [text for text in secret if text in hint.replace("layer 0", "")] == []
+
+
+def secrets(answer):
+    """The parts of an answer as text: heads and numbers with two decimals."""
+    if isinstance(answer, dict):
+        answer = answer.values()
+    if isinstance(answer, str):
+        if len(answer) > 1:
+            yield answer
+    elif isinstance(answer, float):
+        yield f"{answer:.2f}"
+    elif not callable(answer) and not isinstance(answer, int):
+        for part in answer:
+            yield from secrets(part)
+
+
+def test_unanswered_is_no_mistake(lesson, capsys):
+    module, notebook = lesson
+    for id in module.SOLUTIONS:
+        for empty in (..., ["4.6", ...], {"layer": ...}, ("k", ...)):
+            assert told(id, empty, notebook, capsys).startswith(f"– {id}  not answered yet")
+
+
+@pytest.mark.parametrize(
+    "answer", [None, 3.5, "four", [1, 2, 3], {}, ("q",), lambda: 0, int, {1: 2}]
+)
+def test_answers_of_another_form_are_told_the_form(answer, lesson, capsys):
+    module, notebook = lesson
+    for id in module.SOLUTIONS:
+        assert told(id, answer, notebook, capsys).startswith(f"✗ {id}  ")
