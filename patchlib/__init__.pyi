@@ -11,6 +11,9 @@ from .lessons.claims import claims as claims
 from .lessons.claims import predict as predict
 from .lessons.start import show_pairs as show_pairs
 from .lessons.start import start as start
+from .measure.curves import compare_windows as compare_windows
+from .measure.curves import last_to_middle as last_to_middle
+from .measure.curves import peaks as peaks
 from .measure.detection import detect as detect
 from .measure.detection import heads_of as heads_of
 from .measure.distance import ood as ood

@@ -109,7 +109,8 @@ class Sweep(HeadLists, Mapping[str, xr.Dataset]):
                 )
         self._results = dict(results)
         self.names = tuple(self._results)
-        self.metrics = tuple(map(str, next(iter(self._results.values())).metric.values))
+        self._first = next(iter(self._results.values()))
+        self.metrics = tuple(map(str, self._first.metric.values))
 
     def __getitem__(self, run: str) -> xr.Dataset:
         _known(run, self._results)
@@ -125,8 +126,7 @@ class Sweep(HeadLists, Mapping[str, xr.Dataset]):
         return len(self._results)
 
     def __repr__(self) -> str:
-        sizes = next(iter(self._results.values())).effect.sizes
-        inside = ", ".join(f"{size} {dim}s" for dim, size in sizes.items())
+        inside = ", ".join(f"{size} {dim}s" for dim, size in self._first.effect.sizes.items())
         return f"Sweep({', '.join(self)}: {inside})"
 
     @cached_property
@@ -137,6 +137,24 @@ class Sweep(HeadLists, Mapping[str, xr.Dataset]):
         """
         return {name: _mean(fx) for name, fx in self.items()}
 
+    def sel(self, **labels: Any) -> Sweep:
+        """The same sweep at one position or window of several.
+
+        Args:
+            labels: ``position`` and ``window``, such as ``position="last"``.
+
+        Raises:
+            PatchlibError: for one that the sweep does not have.
+        """
+        there = {
+            dim: self._first[dim].values.tolist()
+            for dim in ("position", "window")
+            if dim in self._first.dims
+        }
+        if any(label not in there.get(dim, []) for dim, label in labels.items()):
+            raise PatchlibError(f"{labels}: this sweep can be selected by {there or 'nothing'}")
+        return Sweep({name: fx.sel(labels) for name, fx in self.items()})
+
     def runs(self) -> pd.DataFrame:
         """The unpatched runs as means over all prompts.
 
@@ -144,8 +162,7 @@ class Sweep(HeadLists, Mapping[str, xr.Dataset]):
             A row for ``clean`` and for each corruption, a column for each metric in its own unit;
             KL is measured from the clean run.
         """
-        first = next(iter(self.values()))
-        runs = {"clean": first.clean} | {name: fx.corrupted for name, fx in self.items()}
+        runs = {"clean": self._first.clean} | {name: fx.corrupted for name, fx in self.items()}
         means = {name: values.mean("prompt").to_series() for name, values in runs.items()}
         return pd.DataFrame(means)[list(runs)].T.rename_axis("run")[list(self.metrics)]
 
