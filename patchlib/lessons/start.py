@@ -62,7 +62,7 @@ def start(experiment: str, **other: Any) -> tuple[TransformerBridge, PromptPairs
     if facts["model"] not in ("mini", *stored):
         print(f"{experiment}: {experiments.estimate(model, S)}")
     pairs: PromptPairs = draw(model, **{name: S[name] for name in arguments & S.keys()})
-    begin(facts["model"], f"{len(pairs)} of {experiment}")
+    begin(facts["model"], f"{len(pairs)} prompts of {experiment}")
     return model, pairs, S
 
 
