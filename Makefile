@@ -23,7 +23,7 @@ FETCH := $(BIN)/python -m patchlib.models.smollm2
 START := notebooks/00_start_here.ipynb
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test run test-browser bench notebooks lint clean
+.PHONY: help lab test run test-browser sweeps verify bench notebooks lint clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -50,6 +50,14 @@ run: notebooks  ## Execute all notebooks, on mini or the model that PATCHLIB_MOD
 
 test-browser: $(INSTALLED)  ## Run the tests in Chromium (needs chromium and chromedriver)
 	PATCHLIB_MODEL=mini $(BIN)/pytest tests -m browser
+
+sweeps: $(INSTALLED)  ## Compute the stored sweeps of SmolLM2 that are missing (some hours; can be stopped)
+	$(FETCH)
+	$(BIN)/python -m patchlib.paper.sweeps
+
+verify: $(INSTALLED)  ## Compute all stored sweeps again and compare (some hours)
+	$(FETCH)
+	$(BIN)/python -m patchlib.paper.sweeps --verify
 
 bench: $(INSTALLED)  ## Measure how fast patching is (some forty minutes)
 	$(BIN)/python tests/bench.py

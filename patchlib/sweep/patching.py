@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -24,7 +24,7 @@ from patchlib.errors import PatchlibError
 from patchlib.heads import Heads
 from patchlib.prompts.corruption import Corruption
 from patchlib.prompts.pairs import PromptPairs
-from patchlib.sweep import architectures, fast_engine, frames, hook_engine, results, sources
+from patchlib.sweep import architectures, fast_engine, frames, hook_engine, results, sources, store
 from patchlib.sweep import metrics as metric_definitions
 from patchlib.sweep.cells import Limits, Part, parts_of, unit_of
 from patchlib.sweep.checkpoint import Checkpoint, fingerprints, places
@@ -68,6 +68,7 @@ def patch(
     batch_size: int | str = "auto",
     memory_budget: float | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    recompute: bool = False,
     progress: bool | Callable[[int, int], object] = True,
 ) -> xr.Dataset:
     """Patches every head, or every layer's MLP, attention or residual, one at a time.
@@ -110,8 +111,13 @@ def patch(
             80 % of the free memory on a GPU where None.
         checkpoint: a folder that keeps every finished pass, so that the same call goes on where
             a stopped one was.
+        recompute: compute also what is stored. By default stored sweeps (`patchlib.sweep.store`)
+            of the same model, prompts and settings are read, and only what they lack is computed;
+            the attribute ``stored`` then says when they were made. ``engine="hooks"`` and
+            ``engine="fast"`` compute everything, too.
         progress: show a progress bar; or a function that is called as ``progress(done, total)``
-            after every pass, with rows as in ``batch_size``.
+            before the first pass and after every one, with rows as in ``batch_size``; not at all
+            where everything is stored.
 
     Returns:
         A dataset with the variables
@@ -180,6 +186,7 @@ def patch(
         Limits.of(model, batch_size, memory_budget),
         checkpoint,
         progress,
+        stored=engine == "auto" and not recompute,
     )
 
 
@@ -275,26 +282,39 @@ def _patch(
     limits: Limits,
     checkpoint: str | os.PathLike[str] | None,
     progress: bool | Callable[[int, int], object],
+    stored: bool = False,
 ) -> xr.Dataset:
     """What `patch` and `patch_together` have in common."""
     chosen_metrics = metric_definitions.choose(metrics)
     if direction not in ("denoise", "noise"):
         raise PatchlibError(f"direction={direction!r}: allowed are 'denoise' and 'noise'")
-    engine = _choose_engine(engine, model, pairs, corruption, frame)
     sources.require_fit(source, pairs, positions)
     one_place = not isinstance(positions, list)
     kept: dict[str, Any] = {"metrics": ", ".join(metric.name for metric in chosen_metrics)}
-    if checkpoint is not None:
-        kept |= fingerprints(model)
     what |= {
         "positions": positions if one_place else ", ".join(map(str, positions)),  # type: ignore
         "direction": direction,
         **sources.describe(source, direction),
-        "engine": engine,
     }
+    numbers = _Numbers.of(chosen_metrics, pairs, corruption, frame)
+    made: dict[str, str] = {}
+    for piece in (
+        store.pieces(model, pairs, frame, corruption, chosen_metrics, what) if stored else ()
+    ):
+        if numbers.enter(piece):
+            made = piece.attrs
+    left = numbers.left
+    if left or not made:
+        made.pop("engine", None)
+        what["engine"] = _choose_engine(engine, model, pairs, corruption, frame)
+        if checkpoint is not None:
+            kept |= fingerprints(model)
     settings = of_result(model, pairs, corruption, chosen_metrics, what, kept)
-    finished = Checkpoint(checkpoint, settings | kept) if checkpoint is not None else None
-    total, done = corruption.draws * len(pairs) * int(frame.asked.sum()), 0
+    finished = None
+    if left and checkpoint is not None:
+        finished = Checkpoint(checkpoint, settings | kept)
+    settings |= made
+    total, done = left, 0
     bar = tqdm(
         total=total,
         desc=f"patching {what.get('component', 'together')}",
@@ -310,11 +330,23 @@ def _patch(
         if callable(progress):
             progress(done, total)
 
+    if left:
+        # What is to be told before anything runs, as how long it will take, or not to begin.
+        advance(0)
     sweep = _Sweep(
-        model, pairs, corruption, frame, chosen_metrics, direction, source, engine, limits, finished
+        model,
+        pairs,
+        corruption,
+        frame,
+        chosen_metrics,
+        direction,
+        source,
+        what.get("engine", ""),
+        limits,
+        finished,
     )
     with bar:
-        data = sweep.run(advance)
+        data = sweep.run(numbers, advance)
     data = results.average(data, frame, pairs.texts, keep_prompts, keep_draws)
     if one_place and positions not in ("all", "each"):
         data = data.assign_coords(position=positions)
@@ -364,6 +396,42 @@ _told: set[str] = set()
 
 
 @dataclass(frozen=True)
+class _Numbers:
+    """What is measured of a sweep so far, wherever it comes from."""
+
+    patched: Float[np.ndarray, "metric prompt draw cell"]
+    unpatched: Float[np.ndarray, "run metric prompt draw"]
+    done: Bool[np.ndarray, "prompt draw cell"]
+
+    @classmethod
+    def of(
+        cls, metrics: Sequence[Metric], pairs: PromptPairs, corruption: Corruption, frame: Frame
+    ) -> _Numbers:
+        """Nothing yet; what was not asked for counts as done."""
+        # An instance is one prompt under one draw of the noise.
+        shape = (len(metrics), len(pairs), corruption.draws)
+        patched = np.full((*shape, len(frame.asked)), np.nan)
+        done = np.broadcast_to(~frame.asked, patched.shape[1:]).copy()
+        return cls(patched, np.full((2, *shape), np.nan), done)
+
+    @property
+    def left(self) -> int:
+        """How many rows are to be measured."""
+        return int((~self.done).sum())
+
+    def enter(self, piece: xr.Dataset) -> int:
+        """Takes over one pass; returns how many of its rows are new."""
+        at = piece["prompt"].values, piece["draw"].values
+        self.unpatched[:, :, at[0], at[1]] = piece["unpatched"].values
+        rectangle = at[0][:, None], at[1][:, None], piece["cell"].values
+        self.patched[(slice(None), *rectangle)] = piece["patched"].values
+        # What several processes kept of one cell counts once.
+        new = int((~self.done[rectangle]).sum())
+        self.done[rectangle] = True
+        return new
+
+
+@dataclass(frozen=True)
 class _Sweep:
     """Runs a frame's cells over prompts of every length and every draw of the noise."""
 
@@ -378,34 +446,18 @@ class _Sweep:
     limits: Limits
     checkpoint: Checkpoint | None = None
 
-    def run(self, advance: Callable[[int], object] = lambda rows: None) -> xr.Dataset:
+    def run(self, numbers: _Numbers, advance: Callable[[int], object]) -> xr.Dataset:
         """The numbers, labelled; ``advance`` is called with the number of rows done."""
-        # An instance is one prompt under one draw of the noise.
-        shape = (len(self.metrics), len(self.pairs), self.corruption.draws)
-        patched = np.full((*shape, len(self.frame.asked)), np.nan)
-        unpatched = np.full((2, *shape), np.nan)
-        done = np.broadcast_to(~self.frame.asked, patched.shape[1:]).copy()
-
-        def enter(piece: xr.Dataset) -> None:
-            at = piece["prompt"].values, piece["draw"].values
-            unpatched[:, :, at[0], at[1]] = piece["unpatched"].values
-            rectangle = at[0][:, None], at[1][:, None], piece["cell"].values
-            patched[(slice(None), *rectangle)] = piece["patched"].values
-            # What several processes kept of one cell counts once.
-            new = int((~done[rectangle]).sum())
-            done[rectangle] = True
-            advance(new)
-
         for piece in self.checkpoint.pieces() if self.checkpoint is not None else ():
-            enter(piece)
-        for piece in self._pieces(done):
+            advance(numbers.enter(piece))
+        for piece in self._pieces(numbers.done):
             if self.checkpoint is not None:
                 self.checkpoint.save(piece)
-            enter(piece)
+            advance(numbers.enter(piece))
         return results.label(
             self.metrics,
-            patched.swapaxes(1, 2),
-            unpatched.swapaxes(2, 3),
+            numbers.patched.swapaxes(1, 2),
+            numbers.unpatched.swapaxes(2, 3),
             self.frame,
             self.direction,
         )

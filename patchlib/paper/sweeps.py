@@ -1,0 +1,142 @@
+"""The paper's sweeps on a model for which they take long: computed once and shipped.
+
+``data/sweeps/<model>.json`` lists them, ``data/sweeps/<model>/`` holds them; `patchlib.patch` reads
+them by itself. ``python -m patchlib.paper.sweeps`` computes what is missing, ``--verify`` computes
+everything again and compares.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from transformer_lens.model_bridge import TransformerBridge
+
+from patchlib import tasks
+from patchlib.errors import PatchlibError
+from patchlib.files import BUILD
+from patchlib.measure.unpatched import keep_answered
+from patchlib.models.loading import load_model
+from patchlib.prompts.corruption import GN, STR
+from patchlib.prompts.pairs import PromptPairs
+from patchlib.sweep import store
+from patchlib.sweep.patching import patch
+
+TOLERANCE = 1e-4
+"""How far a stored number may be from one that is computed anew, in the metric's unit."""
+
+
+def listed(model: str) -> dict[str, dict[str, Any]]:
+    """The sweeps of a model by name, with their settings; none where nobody listed any."""
+    path = store.STORED / f"{model}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def request(model: TransformerBridge, name: str) -> tuple[PromptPairs, dict[str, Any]]:
+    """The prompts and the arguments of `patchlib.patch` for one of a model's sweeps.
+
+    Args:
+        model: the model.
+        name: the sweep, as in `listed`.
+
+    Raises:
+        PatchlibError: for a sweep that is not listed.
+    """
+    all_of_them = listed(str(model.cfg.model_name))
+    if name not in all_of_them:
+        raise PatchlibError(
+            f"no sweep {name!r} of {model.cfg.model_name}: there are "
+            f"{', '.join(all_of_them) or 'none'}"
+        )
+    settings = dict(all_of_them[name])
+    draw = getattr(tasks, settings.pop("task"))
+    pairs = draw(model, n=settings.pop("n"), **settings.pop("task_settings", {}))
+    if settings.pop("answered", False):
+        pairs = keep_answered(model, pairs)
+    kind, site = settings.pop("corruption"), settings.pop("site")
+    corruption = STR(site) if kind == "STR" else GN(site, draws=settings.pop("draws"))
+    return pairs, settings | {"corruption": corruption}
+
+
+def make(model: TransformerBridge, name: str) -> Path:
+    """Computes one sweep, unless it is there; a stopped one goes on where it was.
+
+    Args:
+        model: the model.
+        name: the sweep, as in `listed`.
+
+    Returns:
+        The file.
+    """
+    path = store.STORED / str(model.cfg.model_name) / f"{name}.nc"
+    if not path.exists():
+        pairs, settings = request(model, name)
+        started, folder = time.perf_counter(), BUILD / "sweeps" / path.parent.name / name
+        keep: dict[str, Any] = {"keep_prompts": True, "keep_draws": True, "recompute": True}
+        fx = patch(model, pairs, **settings, **keep, checkpoint=folder)
+        store.keep(path, model, pairs, fx)
+        print(f"{name}: {len(pairs)} prompts, {time.perf_counter() - started:.0f} s", flush=True)
+    return path
+
+
+def difference(model: TransformerBridge, name: str, seed: int | None = None) -> float:
+    """The largest difference of a stored sweep from what is computed anew.
+
+    Args:
+        model: the model.
+        name: the sweep, as in `listed`.
+        seed: draws two prompts and two layers, or three heads, to compare; everything where None.
+
+    Returns:
+        The largest absolute difference of any metric in any run.
+
+    Raises:
+        PatchlibError: where the sweep is not stored as a whole.
+    """
+    pairs, settings = request(model, name)
+    if seed is not None:
+        draw = np.random.default_rng(seed)
+        pairs = pairs[sorted(draw.choice(len(pairs), 2, replace=False))]
+        layers = sorted(draw.choice(model.cfg.n_layers, 2, replace=False).tolist())
+        settings |= {"layers": layers}
+        if settings["component"] == "head":
+            heads = draw.choice(model.cfg.n_heads, len(layers)).tolist()
+            settings |= {"heads": list(zip(layers, heads, strict=True))}
+    keep: dict[str, Any] = {"keep_prompts": True, "keep_draws": True, "progress": False}
+    there = patch(model, pairs, **settings, **keep)
+    if "stored" not in there.attrs:
+        raise PatchlibError(f"{name} is not stored for these settings: run `make sweeps`")
+    here = patch(model, pairs, **settings, **keep, recompute=True)
+    measured = ["patched", "clean", "corrupted"]
+    xr.testing.assert_equal(there[measured].isnull(), here[measured].isnull())
+    return max(float(abs(there[run] - here[run]).max()) for run in measured)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Reads the command line, and computes or verifies sweeps."""
+    parser = argparse.ArgumentParser(
+        prog="python -m patchlib.paper.sweeps", description="Compute the stored sweeps."
+    )
+    parser.add_argument("names", nargs="*", help="sweeps by name; all where none is given")
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--verify", action="store_true", help="compute everything and compare")
+    chosen = parser.parse_args(arguments)
+    model = load_model(chosen.model)
+    for name in chosen.names or listed(chosen.model):
+        if not chosen.verify:
+            make(model, name)
+            continue
+        found = difference(model, name)
+        print(f"{name}: largest difference {found:.1e}", flush=True)
+        if not found < TOLERANCE:
+            raise SystemExit(f"{name} differs by more than {TOLERANCE}")
+
+
+if __name__ == "__main__":
+    main()

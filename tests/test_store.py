@@ -1,0 +1,192 @@
+"""Stored sweeps: served where everything agrees, computed where anything differs."""
+
+import random
+
+import pytest
+import torch
+import xarray as xr
+
+import patchlib as pl
+from patchlib import PatchlibError
+from patchlib.paper import sweeps
+from patchlib.sweep import store
+
+WHOLE = {"keep_prompts": True, "keep_draws": True, "progress": False, "recompute": True}
+NOISE = pl.GN("S2", draws=3)
+
+
+@pytest.fixture
+def stored(monkeypatch, tmp_path):
+    """A function that stores one sweep of mini in a store of its own."""
+    monkeypatch.setattr(store, "STORED", tmp_path)
+
+    def keep(model, pairs, **settings):
+        fx = pl.patch(model, pairs, **settings, **WHOLE)
+        store.keep(tmp_path / "mini" / "some.nc", model, pairs, fx)
+
+    return keep
+
+
+@pytest.fixture
+def own_mini():
+    """A model of the test's own, whose weights may be changed."""
+    return pl.load_model("mini")
+
+
+def both(model, pairs, **settings):
+    """One request twice: by way of the store, and computed."""
+    asked = pl.patch(model, pairs, progress=False, **settings)
+    fresh = pl.patch(model, pairs, progress=False, recompute=True, **settings)
+    assert "stored" not in fresh.attrs
+    assert {name: asked.attrs[name] for name in fresh.attrs} == fresh.attrs
+    xr.testing.assert_allclose(asked, fresh, rtol=1e-3, atol=1e-5)
+    return asked
+
+
+REQUESTS = {
+    "all of it": ({"corruption": NOISE}, {"corruption": NOISE}),
+    "fewer draws and heads": (
+        {"corruption": NOISE},
+        {"corruption": pl.GN("S2", draws=2), "heads": ["4.6", "0.1"]},
+    ),
+    "one window of several": (
+        {"component": "mlp", "window": [1, 3, 4], "before": [0, 1, 2], "positions": ["S2", "last"]},
+        {"component": "mlp", "window": 4, "before": 2, "positions": "last"},
+    ),
+    "numbered positions": (
+        {"component": "mlp", "positions": "each"},
+        {"component": "mlp", "positions": [9, 3], "layers": [5, 2]},
+    ),
+    "noising, one metric": ({"direction": "noise"}, {"direction": "noise", "metrics": "kl"}),
+}
+
+
+@pytest.mark.parametrize("kept", [{}, {"keep_prompts": True}, {"keep_draws": True}])
+@pytest.mark.parametrize("name", REQUESTS)
+def test_a_request_for_a_part_is_served(mini, stored, name, kept):
+    there, asked = REQUESTS[name]
+    pairs = pl.tasks.ioi(mini, n=6)
+    stored(mini, pairs, **{"corruption": pl.STR("S2")} | there)
+    asked = {"corruption": pl.STR("S2")} | asked | kept
+    # Effects are normalised over the prompts that are asked for.
+    for some in (pairs, pairs[[4, 1]]):
+        assert both(mini, some, **asked).attrs["stored"].endswith(f"torch {torch.__version__}")
+
+
+def test_what_is_missing_is_computed_and_the_rest_is_not(mini, stored, monkeypatch):
+    stored(mini, pl.tasks.ioi(mini, n=4), corruption=NOISE)
+    more = pl.tasks.ioi(mini, n=6)
+    both(mini, more, corruption=pl.GN("S2", draws=4))
+    rows = []
+    pl.patch(mini, more, corruption=NOISE, progress=lambda done, total: rows.append(total))
+    # Two prompts that are not stored, three draws, 64 heads.
+    assert set(rows) == {2 * 3 * 64}
+
+
+def test_no_forward_pass_is_needed_where_all_is_stored(mini, stored, monkeypatch):
+    pairs = pl.tasks.ioi(mini, n=3)
+    stored(mini, pairs, corruption=NOISE)
+    monkeypatch.setattr(type(mini), "forward", lambda *given, **named: pytest.fail("was run"))
+    pl.patch(mini, pairs, corruption=NOISE)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"corruption": pl.GN("S2", draws=3, seed=1)},
+        {"corruption": pl.GN("S2", draws=3, scale=2)},
+        {"corruption": pl.GN("S1", draws=3)},
+        {"corruption": pl.STR("S2")},
+        {"direction": "noise"},
+        {"component": "q"},
+        {"positions": "last"},
+        {"source": pl.Zero()},
+        {"metrics": "accuracy"},
+        {"metrics": pl.Metric("own", "own", lambda logits, r, wrong, source: logits[..., 0])},
+        {"engine": "hooks"},
+    ],
+    ids=str,
+)
+def test_other_settings_are_computed(mini, stored, other):
+    pairs = pl.tasks.ioi(mini, n=2)
+    stored(mini, pairs, corruption=NOISE)
+    fx = pl.patch(mini, pairs, progress=False, **{"corruption": NOISE} | other)
+    assert "stored" not in fx.attrs
+
+
+def test_another_answer_is_another_prompt(mini, stored):
+    pairs = pl.tasks.ioi(mini, n=2)
+    stored(mini, pairs, corruption=NOISE)
+    swapped = pl.PromptPairs(
+        pairs.task,
+        tuple(
+            type(one)(
+                one.text, one.clean, one.corrupted, one.wrong_answers, one.answers, one.positions
+            )
+            for one in pairs.prompts
+        ),
+        pairs.settings,
+    )
+    assert "stored" not in pl.patch(mini, swapped, corruption=NOISE, progress=False).attrs
+
+
+def test_changed_weights_configuration_and_hooks_are_computed(own_mini, stored):
+    pairs = pl.tasks.ioi(own_mini, n=2)
+    stored(own_mini, pairs, corruption=NOISE)
+
+    def served():
+        fx = pl.patch(own_mini, pairs, corruption=NOISE, progress=False)
+        return "stored" in fx.attrs
+
+    assert served()
+    handle = own_mini.original_model.register_forward_hook(lambda *given: None)
+    assert not served()
+    handle.remove()
+    weight = next(own_mini.parameters())
+    with torch.no_grad():
+        weight[0, 0] += 1
+    assert not served()
+    with torch.no_grad():
+        weight[0, 0] -= 1
+    own_mini.original_model.config.layer_norm_epsilon = 0.1
+    assert not served()
+
+
+def test_what_is_no_whole_sweep_is_not_stored(mini, tmp_path):
+    pairs = pl.tasks.ioi(mini, n=2)
+    means = pl.patch(mini, pairs, corruption=NOISE, progress=False)
+    with pytest.raises(PatchlibError, match="keep_prompts=True"):
+        store.keep(tmp_path / "some.nc", mini, pairs, means)
+    some = pl.patch(mini, pairs, heads=["1.0"], corruption=NOISE, **WHOLE)
+    with pytest.raises(PatchlibError, match="without heads="):
+        store.keep(tmp_path / "some.nc", mini, pairs, some)
+    whole = pl.patch(mini, pairs, corruption=NOISE, **WHOLE)
+    with pytest.raises(PatchlibError, match="other prompts"):
+        store.keep(tmp_path / "some.nc", mini, pl.tasks.ioi(mini, n=2, seed=1), whole)
+
+
+def test_a_sweep_that_is_not_listed():
+    with pytest.raises(PatchlibError, match=r"no sweep 'x' of mini: there are none"):
+        sweeps.request(pl.load_model("mini"), "x")
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The model whose sweeps are shipped."""
+    return pl.load_model("smollm2")
+
+
+SHIPPED = sorted(path.stem for path in (store.STORED / "smollm2").glob("*.nc"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_sample_of_a_shipped_sweep_is_what_is_computed(smollm2, name):
+    """Another sample at every run; its seed is in the message."""
+    seed = random.SystemRandom().randrange(10**6)
+    assert sweeps.difference(smollm2, name, seed) < sweeps.TOLERANCE, f"seed {seed}"
+
+
+def test_shipped_sweeps_are_listed_and_small():
+    files = [*(store.STORED / "smollm2").glob("*.nc")]
+    assert {path.stem for path in files} <= {*sweeps.listed("smollm2")}
+    assert sum(path.stat().st_size for path in files) < 40e6
