@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 import xarray as xr
+from jaxtyping import Float
 from transformer_lens.utilities.statistics import derive_generator
 
 RESAMPLES, CONFIDENCE = 1000, 0.95
@@ -30,11 +33,18 @@ def resampled(values: xr.DataArray, n_resamples: int = RESAMPLES, seed: int = 0)
     if n < 2:
         # One prompt, drawn again and again, would look certain.
         return values.isel(prompt=[0] * n_resamples).rename(prompt="resample") * np.nan
+    rest = values.transpose("prompt", ...)
+    means = _shares(n, n_resamples, seed) @ rest.values.reshape(n, -1)
+    again = rest.isel(prompt=0, drop=True).expand_dims(resample=n_resamples)
+    return again.copy(data=means.reshape(again.shape))
+
+
+@lru_cache(maxsize=4)
+def _shares(n: int, n_resamples: int, seed: int) -> Float[np.ndarray, "resample prompt"]:
+    """Which share each of n prompts has in each resample."""
     chosen = torch.randint(0, n, (n_resamples, n), generator=derive_generator(seed, "bootstrap"))
     counts = torch.zeros(n_resamples, n, dtype=torch.float64)
-    counts.scatter_add_(1, chosen, torch.ones_like(counts))
-    shares = xr.DataArray(counts.numpy() / n, dims=("resample", "prompt"))
-    return xr.dot(shares, values, dim="prompt")
+    return counts.scatter_add_(1, chosen, torch.ones_like(counts)).numpy() / n
 
 
 def ratio_ends(top: xr.DataArray, bottom: xr.DataArray) -> dict[str, float]:
