@@ -5,7 +5,7 @@ from __future__ import annotations
 import linecache
 import math
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
 
@@ -130,3 +130,13 @@ def call(function: object, *arguments: Any, of: str) -> Any:
 def close(one: float, other: float, within: float = 0.01) -> bool:
     """Whether two numbers are equal but for rounding: within 0.01, or 1 % of large ones."""
     return abs(one - other) <= within * max(1.0, abs(other))
+
+
+def mistake(is_given: Callable[[Any], bool], mistakes: Mapping[str, Any], otherwise: str) -> str:
+    """The hint of the first mistake that gives what the student gave.
+
+    Example:
+        >>> mistake((3).__eq__, {"you added": 3, "you divided": 0.5}, "begin anew")
+        'you added'
+    """
+    return next((hint for hint, value in mistakes.items() if is_given(value)), otherwise)

@@ -31,7 +31,7 @@ import xarray as xr
 from transformer_lens.model_bridge import TransformerBridge
 
 from patchlib.heads import Head, Heads
-from patchlib.lessons.answers import call, close, entries, heads, number, pair
+from patchlib.lessons.answers import call, close, entries, heads, mistake, number, pair
 from patchlib.lessons.checks import exercise
 from patchlib.measure.sweeps import Sweep
 from patchlib.prompts.corruption import STR
@@ -65,14 +65,12 @@ def another_rule(answer: object, sweep: Sweep) -> str | None:
             _beyond(other, sd) for sd in rules
         ],
     }
-    for hint, lists in mistakes.items():
-        if given == lists:
-            return hint
     wrong = [sd for sd, one in zip(rules, given, strict=True) if one != _beyond(effect, sd)]
-    return (
+    otherwise = (
         f"at {', '.join(map(str, wrong))} SD the list is another: mean and standard deviation are "
         "those of all heads of this one map"
     )
+    return mistake(given.__eq__, mistakes, otherwise)
 
 
 def _beyond(effect: xr.DataArray, sd: float, center: float | None = None) -> set[Head]:

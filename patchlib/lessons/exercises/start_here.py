@@ -31,7 +31,7 @@ import xarray as xr
 from transformer_lens.model_bridge import TransformerBridge
 
 from patchlib.heads import Head
-from patchlib.lessons.answers import call, close, entries, head, number, pair
+from patchlib.lessons.answers import call, close, entries, head, mistake, number, pair
 from patchlib.lessons.checks import exercise
 from patchlib.prompts.corruption import STR
 from patchlib.prompts.pairs import PromptPairs
@@ -96,10 +96,8 @@ def normalised_effect(answer: object) -> str | None:
 
     if gives(lambda clean, corrupted, patched: (patched - corrupted) / (clean - corrupted)):
         return None
-    for hint, formula in mistakes.items():
-        if gives(formula):
-            return hint
-    return "try it: where patched equals corrupted it must give 0, where it equals clean 1"
+    otherwise = "try it: where patched equals corrupted it must give 0, where it equals clean 1"
+    return mistake(gives, mistakes, otherwise)
 
 
 @exercise("0.3")
