@@ -24,6 +24,7 @@ from .measure.heads import attention_to as attention_to
 from .measure.heads import copying_score as copying_score
 from .measure.intervals import interval as interval
 from .measure.sweeps import Sweep as Sweep
+from .measure.sweeps import floor as floor
 from .measure.sweeps import stability as stability
 from .measure.sweeps import strongest as strongest
 from .measure.sweeps import sweep as sweep
@@ -33,6 +34,7 @@ from .models.loading import load_model as load_model
 from .paper import advice as advice
 from .paper import experiments as experiments
 from .paper.advice import advise as advise
+from .paper.roles import head_roles as head_roles
 from .prompts.corruption import GN as GN
 from .prompts.corruption import STR as STR
 from .prompts.corruption import Corruption as Corruption

@@ -207,3 +207,31 @@ def test_the_papers_sweeps():
             table5.found(**({"run": "STR"} | wrong))
     with pytest.raises(pl.PatchlibError, match="table='table1'"):
         pl.paper.sweep("table1")
+
+
+def test_the_floor_by_hand():
+    """Effects of 0, 0, 0 and 0.04 (mean 0.01, SD 0.017) over P_* of 0.05."""
+    effect = np.zeros((1, 4, 3))
+    effect[0, 3] = [0.04, 0.04, np.nan]
+    effect[0, :3, 2] = np.nan
+    fx = by_hand(effect, corrupted=0.05)
+    # A prompt without the position counts nowhere.
+    fx.corrupted[0, 2] = 0.9
+    at = pl.floor(fx)
+    assert at.threshold == pytest.approx(0.01 - 2 * 0.04 * np.sqrt(3) / 4)
+    assert at.floor == pytest.approx(-0.05)
+    assert at.ratio == pytest.approx(at.low) == pytest.approx(at.high)
+    assert at.ratio == pytest.approx(0.4928, abs=1e-3)
+    for wrong in (fx.mean("prompt"), fx.assign_attrs(direction="noise")):
+        with pytest.raises(pl.PatchlibError, match="denoising, at one position and window"):
+            pl.floor(wrong)
+    with pytest.raises(pl.PatchlibError, match="no metric 'prob'"):
+        pl.floor(fx.assign_coords(metric=["kl"]))
+
+
+def test_the_floor_is_that_of_detection(mini, ioi, swept):
+    detected = pl.detect(swept.mean["STR"]).set_index(["metric", "sign"])
+    at = pl.floor(swept["STR"])
+    assert at.threshold == pytest.approx(detected.threshold["prob", "negative"])
+    assert at.floor == pytest.approx(-swept.runs().prob["STR"])
+    assert at.low <= at.ratio <= at.high

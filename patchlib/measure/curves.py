@@ -64,7 +64,7 @@ def peaks(sweep: Sweep) -> pd.DataFrame:
                 beside = effect[layer - 1 : layer + 2]
                 alone = len(beside) == 3 and effect[layer] > max(beside[0], beside[2])
                 row |= {"peak": effect[layer], "layer": layer}
-                row["salient"] = bool(alone and share[layer] >= _SALIENT)
+                row["salient"] = alone and is_salient(share[layer])
             rows[run, metric, window] = row
     frame = table(rows, ["peak", "layer", "plateau", "salient"])
     return frame.astype({"layer": "Int64", "salient": bool})
@@ -182,10 +182,16 @@ def last_to_middle(sweep: Sweep) -> pd.DataFrame:
     return frame
 
 
+def is_salient(share: float) -> bool:
+    """Whether a peak brings the metric far enough: a tenth of the way from corrupted to clean."""
+    return bool(share >= _SALIENT)
+
+
 def table(rows: Rows, columns: list[str]) -> pd.DataFrame:
-    """Rows by run, metric and window; NaN where a row lacks a column."""
+    """Rows by run, metric and window, sorted; NaN where a row lacks a column."""
     index = pd.MultiIndex.from_tuples(rows, names=["run", "metric", "window"])
-    return pd.DataFrame(list(rows.values()), index=index, columns=columns)
+    # In this order pandas finds several rows, as in frame.loc["GN", "prob"], without a warning.
+    return pd.DataFrame(list(rows.values()), index=index, columns=columns).sort_index()
 
 
 def _first_middle(some: xr.Dataset, before: int) -> int:

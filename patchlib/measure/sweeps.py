@@ -15,6 +15,7 @@ from patchlib.errors import PatchlibError, whole
 from patchlib.heads import Head, Heads
 from patchlib.measure.detection import by_cell, detect, heads_of
 from patchlib.measure.intervals import interval
+from patchlib.measure.resamples import ratio_ends, resampled
 from patchlib.prompts.corruption import Corruption
 from patchlib.prompts.pairs import PromptPairs
 from patchlib.sweep.cells import UNITS
@@ -340,6 +341,55 @@ def stability(fx: xr.Dataset, metric: str = "logit_diff", sd: float = 2) -> pd.S
     heads = detect(some, sd).explode("heads").heads.dropna()
     share = heads.value_counts(sort=False) / effect.sizes["draw"]
     return share.sort_values(ascending=False, kind="stable").rename_axis("head").rename("share")
+
+
+def floor(fx: xr.Dataset, sd: float = 2) -> pd.Series:
+    """How near the lower threshold of probability is to the floor below it (Section 4.2).
+
+    No patch can take more than P_*(r) from the answer's probability, so that no effect is below
+    -P_*(r). Where the threshold is close to that floor, negative heads cannot be detected.
+
+    Args:
+        fx: a result of `patchlib.patch` with ``keep_prompts=True`` and the metric ``prob``.
+        sd: as in `patchlib.detect`.
+
+    Returns:
+        ``threshold`` (mean - ``sd`` standard deviations of the effects), ``floor`` (-P_*(r)), their
+        ``ratio``, and ``low`` and ``high``, its 95 % bootstrap interval over prompts.
+
+    Raises:
+        PatchlibError: for a result without values per prompt or without this metric, with several
+            draws, positions or windows, and one of noising, which has another floor.
+
+    Example:
+        >>> import patchlib as pl
+        >>> model = pl.load_model("mini")
+        >>> pairs = pl.tasks.ioi(model, n=8)
+        >>> fx = pl.patch(model, pairs, corruption=pl.STR("S2"), keep_prompts=True, progress=False)
+        >>> floor(fx).index.tolist()
+        ['threshold', 'floor', 'ratio', 'low', 'high']
+    """
+    effect = _of_metric(fx, "prob")
+    several = {"draw", "position", "window"} & {*effect.dims}
+    if "prompt" not in effect.dims or several or fx.attrs.get("direction") == "noise":
+        raise PatchlibError(
+            f"this result has the dimensions {', '.join(map(str, effect.dims))} and the direction "
+            f"{fx.attrs.get('direction')}: give one of pl.patch(..., keep_prompts=True), "
+            "denoising, at one position and window"
+        )
+    # Prompts that have the position, cells that were patched.
+    cells = by_cell(effect).dropna("prompt", how="all").dropna("cell", how="all")
+    corrupted = fx.corrupted.sel(metric="prob").isel(prompt=by_cell(effect).notnull().any("cell"))
+
+    def ends(effects: xr.DataArray, runs: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
+        return effects.mean("cell") - sd * effects.std("cell"), -runs
+
+    threshold, lowest = ends(cells.mean("prompt"), corrupted.mean("prompt"))
+    again = ratio_ends(*ends(resampled(cells), resampled(corrupted)))
+    ratio = float(threshold / lowest) if lowest != 0 else float("nan")
+    return pd.Series(
+        {"threshold": float(threshold), "floor": float(lowest), "ratio": ratio} | again
+    )
 
 
 def _of_metric(fx: xr.Dataset, metric: str) -> xr.DataArray:
