@@ -1,0 +1,29 @@
+"""Figures fit for a paper: heat maps, effects over layers and by head, and attention.
+
+Every function returns a matplotlib figure that pyplot does not hold, so that a notebook shows it
+exactly once, as a value, with an alternative text. Results with values for each prompt or draw
+are shown as their mean.
+"""
+
+from patchlib.show.plot.curves import add_curve, curve, lines, windows
+from patchlib.show.plot.heads import draws, intervals, ranked
+from patchlib.show.plot.maps import heatmap, heatmaps
+from patchlib.show.plot.patterns import attention, attention_bars, bars, check_attention
+from patchlib.show.plot.style import save
+
+__all__ = [
+    "add_curve",
+    "attention",
+    "attention_bars",
+    "bars",
+    "check_attention",
+    "curve",
+    "draws",
+    "heatmap",
+    "heatmaps",
+    "intervals",
+    "lines",
+    "ranked",
+    "save",
+    "windows",
+]

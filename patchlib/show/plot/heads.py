@@ -1,0 +1,284 @@
+"""Effects head by head: all of them in order, in each draw of noise, and with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import xarray as xr
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from patchlib.measure.detection import by_cell
+from patchlib.measure.intervals import interval
+from patchlib.show.plot.effects import detected, named, of_cells, unit
+from patchlib.show.plot.style import (
+    DETECTION_SD,
+    NEGATIVE,
+    NEITHER,
+    POSITIVE,
+    STYLE,
+    colours,
+    label,
+    legend,
+    new_figure,
+    title,
+)
+
+_THRESHOLD = f"mean ± {DETECTION_SD} SD"
+_DASHES: Any = {"linestyle": "--", "linewidth": 0.8, "zorder": 1}
+# Inches: one line of type, and what stands above and below the rows of a figure.
+_LINE, _AROUND = 0.14, 1.6
+_STRONGEST = 8
+
+
+def ranked(fx: xr.Dataset, metric: str = "logit_diff") -> Figure:
+    """Draws the effects of all heads in order of size, and names those that detection finds.
+
+    Dashed lines are the thresholds, mean ± 2 standard deviations of all heads (Section 3).
+
+    Args:
+        fx: a result of `patchlib.patch` by head or by layer.
+        metric: one of its metrics.
+
+    Raises:
+        PatchlibError: for a metric that the result does not hold, and for results with positions
+            or windows.
+
+    Example:
+        >>> import patchlib as pl
+        >>> from patchlib import plot
+        >>> model = pl.load_model("mini")
+        >>> pairs = pl.tasks.ioi(model, n=2)
+        >>> fx = pl.patch(model, pairs, corruption=pl.STR("S2"), progress=False)
+        >>> plot.ranked(fx).axes[0].get_xlabel()
+        'all 64 heads, largest effect first'
+    """
+    effect = of_cells(fx, metric)
+    thresholds, above, below = detected(effect)
+    cells = by_cell(effect).dropna("cell")
+    cells = cells.isel(cell=np.argsort(-cells.values, kind="stable"))
+    order, what = {name: rank for rank, name in enumerate(cells.cell.values)}, unit(effect)
+    with matplotlib.rc_context(STYLE):
+        drawn = new_figure(5, max(3.4, _AROUND + _LINE * max(len(above), len(below))))
+        axes = drawn.subplots()
+        axes.axhline(0, color="0.5", linewidth=0.6, zorder=1)
+        _thresholds(axes.axhline, thresholds, "0.3")
+        axes.scatter(range(len(order)), cells, s=9, color=NEITHER, zorder=2)
+        for names, colour in ((above, POSITIVE), (below, NEGATIVE)):
+            values = cells.sel(cell=names)
+            axes.scatter([order[name] for name in names], values, s=14, color=colour, zorder=3)
+        axes.set_xlabel(f"all {len(order)} {what}s, largest effect first")
+        axes.set_ylabel(label(metric))
+        axes.set_title(title(fx))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0.02, y=0.08)
+        _name(drawn, axes, cells, order, above, 1)
+        _name(drawn, axes, cells, order, below[::-1], -1)
+        drawn.alt = (
+            f"All {len(order)} {what}s in order of {label(metric)}. Above mean + {DETECTION_SD} "
+            f"SD: {', '.join(above) or 'none'}; below mean - {DETECTION_SD} SD: "
+            f"{', '.join(below) or 'none'}. {title(fx)}"
+        )
+        notes: dict[str, Artist] = {_THRESHOLD: Line2D([], [], color="0.3", **_DASHES)}
+        legend(drawn, notes)
+    return drawn
+
+
+def _name(
+    drawn: Figure,
+    axes: Axes,
+    cells: xr.DataArray,
+    order: Mapping[str, int],
+    names: Sequence[str],
+    side: int,
+) -> None:
+    """Writes names, sorted from the top, beside their points and not over one another."""
+    low, high = axes.get_ylim()
+    step = (high - low) * _LINE / (drawn.get_figheight() - _AROUND)
+    heights = _spread([float(cells.sel(cell=name)) for name in names], step, low, high)
+    room = 0.06 * len(order)
+    for name, height in zip(names, heights, strict=True):
+        axes.annotate(
+            name,
+            xy=(order[name], float(cells.sel(cell=name))),
+            xytext=(order[name] + side * room, height),
+            ha="left" if side > 0 else "right",
+            va="center",
+            fontsize=7,
+            # Not crossed out by a threshold.
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+            arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.5, "shrinkB": 2},
+        )
+
+
+def _spread(values: Sequence[float], step: float, low: float, high: float) -> list[float]:
+    """Falling values moved apart to at least a step, within limits where there is room."""
+    heights: list[float] = []
+    for value in values:
+        heights.append(min(value, heights[-1] - step) if heights else min(value, high - step / 2))
+    lowest = low + step / 2
+    for number in reversed(range(len(heights))):
+        heights[number] = max(heights[number], lowest)
+        lowest = heights[number] + step
+    return heights
+
+
+def draws(fx: xr.Dataset, metric: str = "logit_diff") -> Figure:
+    """Draws for each draw of noise the effects of the heads that any draw detects.
+
+    Filled points are detected in their draw, with its own threshold; the bands show where the
+    thresholds of all draws lie. After a head stands in how many of the draws it is detected.
+
+    Args:
+        fx: a result of `patchlib.patch` with ``keep_draws=True``.
+        metric: one of its metrics.
+
+    Raises:
+        PatchlibError: where the result holds no draws, for a metric that it does not hold, and for
+            results with positions or windows.
+
+    Example:
+        >>> import patchlib as pl
+        >>> from patchlib import plot
+        >>> model = pl.load_model("mini")
+        >>> pairs = pl.tasks.ioi(model, n=2)
+        >>> fx = pl.patch(model, pairs, corruption=pl.GN("S2", draws=3), keep_draws=True,
+        ...               progress=False)
+        >>> plot.draws(fx).axes[0].get_xlabel().splitlines()[1]
+        'after each head: in how many of 3 draws it is detected'
+    """
+    effect = of_cells(fx, metric, keep="draw")
+    cells, n_draws = by_cell(effect).dropna("cell"), effect.sizes["draw"]
+    limits, found = [], []
+    for draw in range(n_draws):
+        thresholds, above, below = detected(effect.isel(draw=draw))
+        limits.append(thresholds)
+        found.append({*above, *below})
+    mean = abs(cells.mean("draw"))
+    strongest = mean.cell.values[np.argsort(-mean.values, kind="stable")].tolist()
+    # Where no draw detects any, the strongest show how far they are from it.
+    some = set().union(*found) or set(strongest[:_STRONGEST])
+    names = [name for name in strongest if name in some]
+    what = unit(effect)
+    with matplotlib.rc_context(STYLE):
+        drawn = new_figure(5, _AROUND + 1.7 * _LINE * len(names))
+        axes = drawn.subplots()
+        axes.axvline(0, color="0.5", linewidth=0.6, zorder=1)
+        for threshold in zip(*limits, strict=True):
+            axes.axvspan(min(threshold), max(threshold), color="0.85", linewidth=0, zorder=0)
+            axes.axvline(float(np.mean(threshold)), color="0.3", **_DASHES)
+        offsets = np.linspace(-0.28, 0.28, n_draws) if n_draws > 1 else np.zeros(1)
+        for row, name in enumerate(names):
+            values = cells.sel(cell=name).values
+            is_found = [name in of_draw for of_draw in found]
+            colour = POSITIVE if values.mean() > 0 else NEGATIVE
+            faces = [colour if yes else "white" for yes in is_found]
+            axes.scatter(values, row + offsets, s=10, c=faces, edgecolors=colour, linewidths=0.7)
+        counts = [sum(name in of_draw for of_draw in found) for name in names]
+        rows = [f"{name}  {count}/{n_draws}" for name, count in zip(names, counts, strict=True)]
+        _rows(axes, rows, what)
+        axes.set_xlabel(
+            f"{label(metric)}\nafter each {what}: in how many of {n_draws} draws it is detected"
+        )
+        axes.set_title(title(fx))
+        drawn.alt = (
+            f"Effects of {len(names)} {what}s in each of {n_draws} draws of noise, with the "
+            f"thresholds. {label(metric)}. {title(fx)}"
+        )
+        point: Any = {"color": "none", "marker": "o", "markersize": 4, "markeredgecolor": "0.3"}
+        legend(
+            drawn,
+            {
+                "detected in this draw": Line2D([], [], **point | {"markerfacecolor": "0.3"}),
+                "not detected": Line2D([], [], **point | {"markerfacecolor": "white"}),
+                f"{_THRESHOLD} (band: all draws)": Line2D([], [], color="0.3", **_DASHES),
+            },
+        )
+    return drawn
+
+
+def intervals(
+    results: Mapping[str, xr.Dataset] | xr.Dataset, metric: str = "logit_diff", n: int = 15
+) -> Figure:
+    """Draws the strongest heads of several runs with 95 % intervals over prompts.
+
+    Dashed lines are the thresholds of each run, mean ± 2 standard deviations of all its heads;
+    filled points lie beyond them. A head whose interval holds a threshold is neither detected nor
+    not detected: it is at the threshold.
+
+    Args:
+        results: results of `patchlib.patch` with ``keep_prompts=True``, named by run, as
+            `patchlib.sweep` gives them; or a single one.
+        metric: one of their metrics.
+        n: how many heads, those of the largest absolute effect in any run.
+
+    Raises:
+        PatchlibError: where no values per prompt were kept, for a metric that a result does not
+            hold, and for results with positions or windows.
+
+    Example:
+        >>> import patchlib as pl
+        >>> from patchlib import plot
+        >>> model = pl.load_model("mini")
+        >>> pairs = pl.tasks.ioi(model, n=8)
+        >>> fx = pl.patch(model, pairs, corruption=pl.STR("S2"), keep_prompts=True, progress=False)
+        >>> len(plot.intervals({"STR": fx}, n=5).axes[0].get_yticks())
+        5
+    """
+    series = named(results)
+    effects = {run: of_cells(fx, metric, keep="prompt") for run, fx in series.items()}
+    means = {run: effect.mean("prompt") for run, effect in effects.items()}
+    sizes = xr.concat([abs(by_cell(mean)) for mean in means.values()], "run").max("run")
+    sizes = sizes.dropna("cell")
+    names = sizes.cell.values[np.argsort(-sizes.values, kind="stable")][:n].tolist()
+    of_run, what = colours(series), unit(next(iter(effects.values())))
+    offsets = (np.arange(len(series)) - (len(series) - 1) / 2) * 0.8 / len(series)
+    notes: dict[str, Artist] = {}
+    with matplotlib.rc_context(STYLE):
+        per_row = max(1.3, 0.75 * len(series)) * _LINE
+        drawn = new_figure(5, _AROUND + per_row * len(names))
+        axes = drawn.subplots()
+        axes.axvline(0, color="0.5", linewidth=0.6, zorder=1)
+        for (run, effect), offset in zip(effects.items(), offsets, strict=True):
+            thresholds, above, below = detected(means[run])
+            _thresholds(axes.axvline, thresholds, of_run[run])
+            values = by_cell(effect).sel(cell=names)
+            mean, ends = values.mean("prompt"), interval(xr.Dataset({"effect": values}))
+            faces = [of_run[run] if name in {*above, *below} else "white" for name in names]
+            rows = np.arange(len(names)) + offset
+            axes.hlines(rows, ends.low, ends.high, color=of_run[run], linewidth=1.1, zorder=2)
+            axes.scatter(mean, rows, s=14, c=faces, edgecolors=of_run[run], zorder=3)
+            if run:
+                notes[run] = Line2D([], [], color=of_run[run], marker="o", markersize=4)
+        _rows(axes, names, what)
+        axes.set_xlabel(f"{label(metric)}\nmean and 95 % interval over prompts")
+        axes.set_title(title(*series.values()))
+        drawn.alt = (
+            f"The {len(names)} strongest {what}s with 95 % intervals over prompts and the "
+            f"thresholds{' of ' if notes else ''}{', '.join(notes)}. {label(metric)}. "
+            f"{axes.get_title()}"
+        )
+        notes[f"{_THRESHOLD} (filled: beyond)"] = Line2D([], [], color="0.3", **_DASHES)
+        legend(drawn, notes)
+    return drawn
+
+
+def _thresholds(line: Callable[..., object], values: tuple[float, float], colour: str) -> None:
+    for value in values:
+        line(value, color=colour, **_DASHES)
+
+
+def _rows(axes: Axes, names: Sequence[str], what: str) -> None:
+    """Names rows from the top."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_ylabel(what)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", color="0.92", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
