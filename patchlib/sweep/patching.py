@@ -319,7 +319,7 @@ def _patch(
         total=total,
         desc=f"patching {what.get('component', 'together')}",
         unit="row",
-        disable=callable(progress) or not progress,
+        disable=callable(progress) or not (progress and left),
         leave=False,
     )
 
