@@ -3,11 +3,15 @@
 import shutil
 from pathlib import Path
 
+import nbformat
 import pytest
 from browser import chromium, jupyterlab, notebook_url, run_all_cells
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
+from patchlib import notebooks
 from patchlib.notebooks import NOTEBOOKS
 
 pytestmark = pytest.mark.browser
@@ -94,3 +98,78 @@ def test_circuitsvis_plot_is_drawn_without_a_network(lab):
     )
     # One small canvas for each of clean, STR and GN, and the large one.
     assert len(colours) == 4
+
+
+_NOTEBOOK = """
+import torch
+import patchlib as pl
+from patchlib.show import explorer as explorer_module
+explorer_module._SECONDS_AT_ONCE = 0
+model = pl.load_model("mini")
+pairs = pl.tasks.ioi(model, n=8)
+# %%
+pl.explore(model, pairs)
+# %%
+pl.AttentionHeads(torch.eye(3)[None], ["a", "b", "c"], ["0.1"])
+"""
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """A notebook with the widgets, as `patchlib.notebooks.run` leaves it; and its page."""
+    cells = [nbformat.v4.new_code_cell(code.strip()) for code in _NOTEBOOK.split("# %%")]
+    path = tmp_path_factory.mktemp("widgets") / "widgets.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(notebooks, "BUILD", path.parent)
+        notebooks.run(path, write=True)
+    return path
+
+
+def test_a_saved_notebook_shows_settings_and_pictures_before_it_runs(executed):
+    with jupyterlab(executed.parent) as url, chromium() as driver:
+        driver.get(notebook_url(url, executed.name))
+        cells = WebDriverWait(driver, 90).until(
+            lambda d: (
+                len(d.find_elements(By.CSS_SELECTOR, ".jp-OutputArea img")) == 3
+                and d.find_elements(By.CSS_SELECTOR, ".jp-CodeCell .jp-Cell-outputArea")
+            )
+        )
+        text = " ".join(cell.text for cell in cells)
+        assert "Settings of pl.explore" in text and "logit_diff" in text
+        assert "rror" not in text and "Loading" not in text
+        assert all(
+            image.is_displayed()
+            for image in driver.find_elements(By.CSS_SELECTOR, ".jp-OutputArea img")
+        )
+        _use_the_map(driver, notebook_url(url, executed.name))
+
+
+def _use_the_map(driver, url):
+    """Point, click, type; compute on a click and stop."""
+    run_all_cells(driver, url)
+    wait = WebDriverWait(driver, 90)
+    cell = wait.until(
+        lambda d: d.find_element(By.CSS_SELECTOR, '.patchlib-map rect[data-cell="4,6"]')
+    )
+    # The picture of the map stays in the file, and is not seen twice.
+    images = driver.find_elements(By.CSS_SELECTOR, ".jp-OutputArea img")
+    assert [image.is_displayed() for image in images][:2] == [False, True]
+    status = driver.find_element(By.CSS_SELECTOR, ".patchlib-map [role=status]")
+    before = _pictures(driver, "metric", 2, all)
+    ActionChains(driver).move_to_element(cell).perform()
+    assert status.text.startswith("layer 4, head 6: 0.")
+    ActionChains(driver).send_keys_to_element(
+        driver.find_element(By.CSS_SELECTOR, ".patchlib-map svg"), Keys.ARROW_UP, Keys.ARROW_LEFT
+    ).perform()
+    assert status.text.startswith("layer 3, head 5: ")
+    ActionChains(driver).send_keys(Keys.ENTER).perform()
+    head = _choice(driver, "head")
+    wait.until(lambda d: head.first_selected_option.text.startswith("3.5"))
+    _pictures(driver, "metric", 2, lambda now: now[1] != before[1] and now[0] == before[0])
+    ActionChains(driver).move_to_element(cell).click().perform()
+    wait.until(lambda d: head.first_selected_option.text.startswith("4.6"))
+    _choice(driver, "at").select_by_visible_text("S1+IO")
+    button = wait.until(lambda d: d.find_element(By.XPATH, "//button[contains(., 'compute: ')]"))
+    button.click()
+    _pictures(driver, "metric", 2, lambda now: now[0] != before[0])

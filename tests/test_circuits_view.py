@@ -101,6 +101,8 @@ def test_the_text_of_a_plot_is_the_same_in_every_run() -> None:
     mimebundle = plot._repr_mimebundle_()
     assert mimebundle is not None
     assert mimebundle[0]["text/plain"] == repr(plot)
+    # What the saved notebook keeps.
+    assert mimebundle[0]["image/png"].startswith(b"\x89PNG")
     assert repr(AttentionHeads(torch.ones(1, 1, 1), ["a"], ["L0H0"])) == (
         "AttentionHeads(1 head, 1 token)"
     )

@@ -5,6 +5,8 @@ import threading
 import time
 from collections.abc import Callable
 
+import bs4
+import matplotlib.colors
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,20 +15,22 @@ from transformer_lens.model_bridge import TransformerBridge
 
 import patchlib as pl
 from patchlib.show import explorer as module
+from patchlib.show import kept
 from patchlib.show.explorer import Explorer, explore
-from patchlib.show.picture import png_of
+from patchlib.show.kept import KeptSweeps, Request
+from patchlib.show.picture import png_of, table_of
 from patchlib.sweep.metrics import METRICS
 
 ALL_METRICS = list(METRICS)
 
 
 class Calls:
-    """Counts and passes on the calls of a function of the module."""
+    """Counts and passes on the calls of a function of the module or a method of a class."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, owner: object = module) -> None:
         self.count = 0
         self.error: Exception | None = None
-        original = getattr(module, name)
+        original = getattr(owner, name)
 
         def call(*args: object, **kwargs: object) -> object:
             self.count += 1
@@ -34,7 +38,7 @@ class Calls:
                 raise self.error
             return original(*args, **kwargs)
 
-        monkeypatch.setattr(module, name, call)
+        monkeypatch.setattr(owner, name, call)
 
     def during(self, action: Callable[[], object]) -> int:
         before = self.count
@@ -44,7 +48,9 @@ class Calls:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    return Calls(monkeypatch, "patch")
+    # However busy the machine is.
+    monkeypatch.setattr(KeptSweeps, "seconds", lambda sweeps, request: 0.1)
+    return Calls(monkeypatch, "compute", KeptSweeps)
 
 
 @pytest.fixture
@@ -271,7 +277,7 @@ def test_the_progress_bar_reaches_its_end(explorer: Explorer, tiny_gpt2: Transfo
         batch_size=4,
         progress=lambda done, total: seen.append((done, total)),
     )
-    assert seen == [(done, 96) for done in range(4, 97, 4)]
+    assert seen == [(done, 96) for done in range(0, 97, 4)]
 
 
 def test_attention_is_that_of_the_chosen_head_and_prompt(
@@ -429,3 +435,161 @@ def test_a_cell_shows_controls_and_pictures_once_and_updates_them(
         assert len(published) == 3
     finally:
         InteractiveShell.clear_instance()
+
+
+def test_it_opens_where_something_moves(mini: TransformerBridge, calls: Calls) -> None:
+    explorer = explore(mini, pl.tasks.ioi(mini, n=4), show=False)
+    effect = explorer.fx.effect.sel(metric=explorer.state["metric"])
+    assert float(abs(effect).max()) > 0.1
+    layer, head = explorer.state["head"]
+    assert abs(effect[layer, head]) == abs(effect).max()
+
+
+@pytest.mark.parametrize("component", ["head", "resid"])
+def test_the_map_has_the_cells_colours_and_frames_of_the_picture(
+    explorer: Explorer, component: str
+) -> None:
+    if component == "resid":
+        explorer.controls["component"].value = "resid"
+        explorer.controls["positions"].value = "each"
+    axes = explorer.figure.axes[0]
+    (image,) = axes.images
+    map = explorer.map.shown
+    np.testing.assert_array_equal(np.array(map["values"], float), shown(explorer))
+    drawn = [
+        [matplotlib.colors.to_hex(cell) for cell in row] for row in image.to_rgba(shown(explorer))
+    ]
+    assert map["colours"] == drawn
+    frames = {(patch.get_y() + 0.5, patch.get_x() + 0.5) for patch in axes.patches}
+    assert {tuple(cell) for cell in map["framed"]} == frames
+    assert map["choosable"] == (component == "head")
+
+
+def test_a_curve_has_no_map(explorer: Explorer) -> None:
+    explorer.controls["component"].value = "mlp"
+    assert explorer.map.shown == {} and explorer.figure.axes[0].lines
+
+
+def test_a_click_on_a_cell_shows_its_head(explorer: Explorer) -> None:
+    assert explorer.map.head == explorer.state["head"]
+    explorer.map.chosen = [2, 1]
+    assert explorer.state["head"] == (2, 1)
+    assert "head 2.1" in explorer.attention_figure.get_suptitle()
+    explorer.controls["head"].value = (0, 3)
+    assert explorer.map.chosen == [0, 3]
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything that must be computed takes forty seconds, it says."""
+    monkeypatch.setattr(KeptSweeps, "seconds", lambda sweeps, request: 40.0)
+
+
+def wait_for(explorer: Explorer) -> None:
+    thread = explorer._computing
+    if thread is not None:
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def test_what_takes_long_says_so_and_waits_for_a_click(
+    explorer: Explorer, calls: Calls, slow: None
+) -> None:
+    before = explorer.fx
+    assert calls.during(choose(explorer, "site", "S1")) == 0
+    assert explorer.button.description == "compute: about 40 seconds"
+    assert explorer.button.layout.display is None
+    assert explorer.fx is before and explorer.error == ""
+    explorer.button.click()
+    wait_for(explorer)
+    assert explorer.fx.attrs["site"] == "S1"
+    assert explorer.button.layout.display == "none"
+    assert calls.during(choose(explorer, "site", "S2")) == 0
+    assert explorer.fx is before
+
+
+def test_a_sweep_is_stopped_and_leaves_the_last_picture(
+    explorer: Explorer, slow: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, figure = threading.Event(), explorer.figure
+    advance = explorer._advance
+
+    def wait(done: int, total: int) -> None:
+        began.set()
+        explorer._stop.wait(30)
+        advance(done, total)
+
+    monkeypatch.setattr(explorer, "_advance", wait)
+    explorer.controls["direction"].value = "noise"
+    explorer.button.click()
+    assert began.wait(30) and explorer.button.description == "stop"
+    thread = explorer._computing
+    explorer.button.click()
+    thread.join(60)
+    assert (explorer.error, explorer.figure) == ("stopped", figure)
+    assert explorer.button.description == "compute: about 40 seconds"
+    explorer.controls["direction"].value = "denoise"
+    assert (explorer.error, explorer.button.layout.display) == ("", "none")
+
+
+def test_the_first_result_is_computed_without_a_click(
+    tiny_gpt2: TransformerBridge, slow: None
+) -> None:
+    explorer = explore(tiny_gpt2, pl.tasks.ioi(tiny_gpt2, n=2), show=False)
+    assert explorer.fx is not None and explorer.button.layout.display == "none"
+
+
+def test_what_is_stored_needs_no_computing(
+    tiny_gpt2: TransformerBridge, slow: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stored sweep of more than 32 prompts is shown with all of them."""
+    pairs = pl.tasks.ioi(tiny_gpt2, n=40)
+    whole = pl.patch(tiny_gpt2, pairs, corruption=pl.STR("S2"), progress=False)
+
+    def read(model: object, asked: pl.PromptPairs, *, corruption, metrics, progress, **more):
+        if len(asked) < 40 or corruption != pl.STR("S2") or "rank" in metrics:
+            progress(0, 1)
+        return whole
+
+    monkeypatch.setattr(kept, "patch", read)
+    explorer = explore(tiny_gpt2, pairs, show=False)
+    assert explorer.fx is whole and explorer.state["n"] == 40
+    explorer.controls["metric"].value = "rank"
+    assert explorer.button.description == "compute: about 40 seconds"
+
+
+def test_the_estimate_is_of_the_right_order(mini: TransformerBridge) -> None:
+    """The time of all prompts, draws and units, from one of each."""
+    sweeps = KeptSweeps(mini)
+    one = Request(pl.tasks.ioi(mini, n=1), pl.GN("S2"), "head", "all", 1, "denoise")
+    many = dataclasses.replace(one, pairs=pl.tasks.ioi(mini, n=12), corruption=pl.GN("S2", draws=5))
+    assert sweeps.seconds(many) == pytest.approx(60 * sweeps.seconds(one))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (6, "about 6 seconds"),
+        (89, "about 89 seconds"),
+        (100, "about 2 minutes"),
+        (7200, "about 2 hours"),
+    ],
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert module._duration(seconds) == words
+
+
+def test_the_saved_notebook_has_a_table_of_the_settings(explorer: Explorer) -> None:
+    table = table_of("pl.explore", explorer._settings())
+    rows = bs4.BeautifulSoup(table["text/html"], "html.parser").find_all("tr")
+    assert {row.th.text: row.td.text for row in rows} == {
+        "task": "ioi",
+        "prompts": "6",
+        "corruption": "STR",
+        "at": "S2",
+        "component": "head",
+        "positions": "all",
+        "direction": "denoise",
+        "metric": "logit_diff",
+    }
+    assert "error" not in str(table).lower()

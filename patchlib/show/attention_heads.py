@@ -18,9 +18,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from patchlib.errors import whole
+from patchlib.show.picture import fit_page, picture_of
+from patchlib.show.plot import attention as draw_attention
 from patchlib.show.plot import check_attention
 
 _DECIMALS = 4
+# How many patterns the picture has room for.
+_IN_PICTURE = 6
 
 _ESM = """
 // One record per page: every plot imports its own copy of this module.
@@ -167,6 +171,20 @@ class AttentionHeads(anywidget.AnyWidget):
             element_id=_element_id(rounded, tokens, names),
         )
         self.on_msg(_answer)
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """The plot, and for a saved notebook a picture of the first patterns."""
+        bundle = super()._repr_mimebundle_(**kwargs)
+        if bundle is None:
+            return None
+        names = self.names[:_IN_PICTURE]
+        figure = draw_attention(torch.tensor(self.attention[:_IN_PICTURE]), self.tokens, names)
+        more = len(self.names) - len(names)
+        if more:
+            figure.suptitle(f"the first {len(names)} of {len(self.names)} heads", fontsize=9)
+        fit_page(figure)
+        data, metadata = picture_of(figure)
+        return bundle[0] | data, bundle[1] | metadata
 
     def __repr__(self) -> str:
         heads, tokens = len(self.names), len(self.tokens)

@@ -21,7 +21,7 @@ from patchlib.errors import PatchlibError
 from patchlib.measure.detection import by_cell, detect
 from patchlib.prompts.corruption import GN, STR
 from patchlib.prompts.pairs import PromptPairs
-from patchlib.show.picture import Picture, running_cell
+from patchlib.show.picture import Picture, running_cell, table_of
 from patchlib.sweep.cells import COMPONENTS, unit_of
 from patchlib.sweep.metrics import label
 from patchlib.sweep.patching import patch
@@ -314,8 +314,8 @@ class Choices:
         self.control.observe(self._changed, names="value")
         if show and running_cell() is not None:
             panel = ipywidgets.VBox([self.control, self._message])
-            text = {"text/plain": "Controls of pl.choices: run the cell"}
-            display(panel._repr_mimebundle_() | text, raw=True)
+            settings = {"from": start, "change": self.control.value}
+            display(panel._repr_mimebundle_() | table_of("pl.choices", settings), raw=True)
         self._refresh()
         if show and running_cell() is not None:
             self._picture.show()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import threading
 from collections.abc import Hashable, Sequence
@@ -27,16 +28,17 @@ from patchlib.measure.heads import attention_patterns
 from patchlib.prompts.corruption import GN, STR, Corruption
 from patchlib.prompts.pairs import PromptPairs
 from patchlib.show import plot
-from patchlib.show.picture import Picture, running_cell
+from patchlib.show.heat_map import HeatMap
+from patchlib.show.kept import KeptSweeps, Request
+from patchlib.show.picture import Picture, fit_page, running_cell, table_of
 from patchlib.sweep.cells import COMPONENTS, UNITS, unit_of
 from patchlib.sweep.metrics import METRICS
-from patchlib.sweep.patching import patch
 
 _PROMPTS = 32
 _WINDOWS = (1, 3, 5)
 _LISTED = 8
-# Inches; and where the lines of a pattern become too low for its labels.
-_PAGE_WIDTH, _LABELS_TOUCH = 10.0, 0.7
+# What takes longer waits for a click.
+_SECONDS_AT_ONCE = 5.0
 
 
 def explore(
@@ -44,14 +46,16 @@ def explore(
 ) -> Explorer:
     """Shows controls for task, corruption, metric and component above pictures that follow them.
 
-    The pictures are ordinary outputs of the cell, so that the saved notebook keeps the last ones.
-    Every result is kept: going back to earlier settings, or to another metric, computes nothing.
-    Gaussian noise has the seed 0.
+    Pointing at a cell of the map reads it, a click shows where its head attends. The saved notebook
+    keeps the settings as a table and the last pictures, which are ordinary outputs of the cell.
+    What is stored or was computed before is shown at once. What takes more than a few seconds says
+    how long, waits for a click, and can be stopped. Gaussian noise has the seed 0.
 
     Args:
         model: the model, in evaluation mode.
-        pairs: the prompts to start with; 32 prompts of `patchlib.tasks.ioi` where None. At most as
-            many are drawn from the other tasks.
+        pairs: the prompts to start with; 32 prompts of `patchlib.tasks.ioi` where None. All are
+            used at first where their result is stored, else at most 32. At most as many are drawn
+            from the other tasks.
         show: show it at once. If not, the returned object shows itself as the last value of a
             cell.
 
@@ -73,10 +77,14 @@ def explore(
     explorer = Explorer(model, tasks.ioi(model, n=_PROMPTS) if pairs is None else pairs)
     if show:
         explorer.show_controls()
-    explorer.refresh()
+    explorer.open()
     if show:
         explorer.show_pictures()
     return explorer
+
+
+class _Stopped(Exception):
+    """Raised within a sweep by the button."""
 
 
 class Explorer:
@@ -92,7 +100,9 @@ class Explorer:
         found: what `patchlib.detect` finds in it, for the chosen metric.
         figure: the picture of the effects.
         attention_figure: the picture of the attention patterns.
+        map: the map to point at.
         progress: the progress bar.
+        button: starts what has to be computed, and stops it.
         error: why the chosen settings have no result; empty where they have one.
     """
 
@@ -100,7 +110,7 @@ class Explorer:
         self._model = model
         self._given = pairs
         self._pairs: dict[Hashable, PromptPairs] = {}
-        self._results: dict[Hashable, xr.Dataset] = {}
+        self._sweeps = KeptSweeps(model)
         self._patterns: dict[Hashable, Float[Tensor, "head prompt query key"]] = {}
         self._heads = Heads(product(range(model.cfg.n_layers), range(model.cfg.n_heads)))
         self._task_of_head: str | None = None
@@ -109,14 +119,26 @@ class Explorer:
         # A page may send each change to a thread of its own.
         self._lock = threading.RLock()
         self._refreshing = False
+        self._computing: threading.Thread | None = None
+        self._stop = threading.Event()
         self.fx: xr.Dataset | None = None
         self.found: pd.DataFrame | None = None
         self.error = ""
         self.controls = _controls(model, pairs)
         self.progress = ipywidgets.FloatProgress(layout={"visibility": "hidden", "width": "98%"})
         self._message = ipywidgets.HTML()
+        self.map = HeatMap()
+        self.button = ipywidgets.Button(layout={"display": "none", "width": "auto"})
+        self.button.on_click(self._clicked)
+        # What is wrong with the prompts is told by the first refresh.
+        with contextlib.suppress(PatchlibError):
+            every = self._request(self.state | {"n": len(pairs)})
+            if len(pairs) > _PROMPTS and self._sweeps.at_once(every, self.state["metric"]):
+                self.controls["n"].value = len(pairs)
+            self._offer_settings()
         for control in self.controls.values():
             control.observe(self._changed, names="value")
+        self.map.observe(self._pointed, names="chosen")
 
     def __repr__(self) -> str:
         return f"Explorer({' · '.join(self._effects.caption.splitlines()[:2])})"
@@ -141,10 +163,8 @@ class Explorer:
         self._shown_in = running_cell()
         if self._shown_in is None:
             return
-        panel = _panel(self.controls, self.progress, self._message)
-        # The widget's own text lists its parts, which says nothing to a reader.
-        data = panel._repr_mimebundle_() | {"text/plain": "Controls of pl.explore: run the cell"}
-        display(data, raw=True)
+        panel = _panel(self.controls, self.button, self.progress, self._message, self.map)
+        display(panel._repr_mimebundle_() | table_of("pl.explore", self._settings()), raw=True)
 
     def show_pictures(self) -> None:
         """Shows the pictures as outputs of the current cell, to be replaced in place."""
@@ -158,14 +178,66 @@ class Explorer:
             self.show_controls()
             self.show_pictures()
 
+    def _settings(self) -> dict[str, Any]:
+        """The settings that mean something with one another; the pictures name head and prompt."""
+        used = {name: control for name, control in self.controls.items() if not control.disabled}
+        return {
+            control.description: control.value
+            for name, control in used.items()
+            if name not in ("head", "prompt")
+        }
+
+    def open(self) -> None:
+        """Shows the first result, which is computed in the cell that asks for it."""
+        self.refresh()
+        if self.fx is None and not self.error:
+            # Its stop may come from another thread.
+            self._computing = threading.current_thread()
+            self._compute(self._request(self.state))
+
     def refresh(self) -> None:
-        """Brings result and pictures in line with the controls, computing what is new."""
+        """Brings result and pictures in line with the controls, computing what takes no time."""
         with self._lock:
             self._refreshing = True
             try:
                 self._refresh()
             finally:
                 self._refreshing = False
+
+    def _clicked(self, button: object) -> None:
+        """Starts what has to be computed, or stops what is being computed."""
+        if self._computing is not None:
+            self._stop.set()
+            return
+        request = self._request(self.state)
+        # In a thread of its own, as a click on the button would wait for this one.
+        self._computing = threading.Thread(target=self._compute, args=(request,), daemon=True)
+        self._computing.start()
+
+    def _compute(self, request: Request) -> None:
+        self._stop.clear()
+        self._show_button("stop")
+        self.progress.value = 0
+        self.progress.layout.visibility = "visible"
+        failed = ""
+        try:
+            self._sweeps.compute(request, self._advance)
+        except _Stopped:
+            failed = "stopped"
+        # Raised in a thread it would vanish; nothing but the message tells of it.
+        except Exception as error:
+            failed = _spelt(error)
+        finally:
+            self.progress.layout.visibility = "hidden"
+            self._computing = None
+        self.refresh()
+        if failed:
+            self._tell(failed)
+
+    def _pointed(self, change: object) -> None:
+        head = self.map.head
+        if head is not None:
+            self.controls["head"].value = head
 
     def _changed(self, change: object) -> None:
         # Another thread's change waits here until the controls have settled. One that comes while
@@ -179,21 +251,26 @@ class Explorer:
             self._offer_settings()
             # One copy for all steps: another thread may change a control meanwhile.
             state = self.state
+            self._tell("")
             self._draw_effects(state)
             self._draw_attention(state | {"head": self.controls["head"].value})
-            self.error = ""
         # Raised in a callback it would vanish; nothing but the message tells of it.
         except Exception as error:
-            name = "" if isinstance(error, PatchlibError) else f"{type(error).__name__}: "
-            self.error = f"{name}{error}" or type(error).__name__
+            self._tell(_spelt(error))
         finally:
-            self.progress.layout.visibility = "hidden"
-        style = "color: #b00020; line-height: 1.4"
-        message = f'<div style="{style}">{html.escape(self.error)}</div>'
-        self._message.value = message if self.error else ""
+            self.progress.layout.visibility = "hidden" if self._computing is None else "visible"
         for picture in (self._effects, self._attention):
             if picture.figure is None:
-                picture.caption = f"no picture: {self.error}"
+                picture.caption = f"no picture: {self.error or 'nothing computed yet'}"
+
+    def _tell(self, error: str) -> None:
+        self.error = error
+        style = "color: #b00020; line-height: 1.4"
+        self._message.value = f'<div style="{style}">{html.escape(error)}</div>' if error else ""
+
+    def _show_button(self, text: str) -> None:
+        self.button.description = text
+        self.button.layout.display = None if text else "none"
 
     def _offer_settings(self) -> None:
         """Offers what fits the other settings, and disables what means nothing with them."""
@@ -219,22 +296,31 @@ class Explorer:
             )
         return self._pairs[task, n]
 
-    def _draw_effects(self, state: dict[str, Any]) -> None:
-        pairs, corruption = self._prompts(state), _corruption(state, state["corruption"])
+    def _request(self, state: dict[str, Any]) -> Request:
         chosen = {name: state[name] for name in ("component", "positions", "window", "direction")}
-        key = (state["task"], state["n"], corruption, *chosen.values())
-        if key not in self._results:
-            self.progress.value = 0
-            self.progress.layout.visibility = "visible"
-            self._results[key] = patch(
-                self._model,
-                pairs,
-                corruption=corruption,
-                metrics=list(METRICS),
-                progress=self._advance,
-                **chosen,
-            )
-        fx, metric = self._results[key], state["metric"]
+        return Request(self._prompts(state), _corruption(state, state["corruption"]), **chosen)
+
+    def _at_once(self, request: Request, metric: str) -> xr.Dataset | None:
+        """A result that takes no time; else None, and the button says how long it takes."""
+        fx = self._sweeps.at_once(request, metric)
+        if self._computing is not None:
+            return fx
+        self._show_button("")
+        if fx is None:
+            seconds = self._sweeps.seconds(request)
+            if seconds <= _SECONDS_AT_ONCE:
+                self.progress.value = 0
+                self.progress.layout.visibility = "visible"
+                return self._sweeps.compute(request, self._advance)
+            self._show_button(f"compute: {_duration(seconds)}")
+        return fx
+
+    def _draw_effects(self, state: dict[str, Any]) -> None:
+        request, metric = self._request(state), state["metric"]
+        corruption = request.corruption
+        fx = self._at_once(request, metric)
+        if fx is None:
+            return
         found = detect(fx.sel(metric=[metric]))
         caption = _caption(state, corruption)
         if set(UNITS) & set(fx.dims):
@@ -246,11 +332,16 @@ class Explorer:
             figure.axes[0].set_title("")
             return figure
 
-        self._effects.draw((key, metric), caption, make)
         self.fx, self.found = fx, found
         self._offer_heads(state, fx, found)
+        # The map comes first: a picture takes longer.
+        names = [name.removeprefix("kv") for heads in found.heads for name in heads]
+        self.map.draw(fx, metric, names, caption)
+        self._effects.draw((request.key, metric), caption, make)
 
     def _advance(self, done: int, total: int) -> None:
+        if self._stop.is_set():
+            raise _Stopped
         self.progress.max = total
         self.progress.value = done
 
@@ -265,7 +356,10 @@ class Explorer:
         _offer(self.controls["head"], options)
         if "head" in fx.dims and self._task_of_head != state["task"]:
             self._task_of_head = state["task"]
-            self.controls["head"].value = order[0]
+            effect = (
+                abs(fx.effect.sel(metric=state["metric"])).fillna(0).stack(cell=["layer", "head"])
+            )
+            self.controls["head"].value = Head(*effect.cell.values[int(effect.values.argmax())])
 
     def _draw_attention(self, state: dict[str, Any]) -> None:
         prompt, site = self._prompts(state).prompts[state["prompt"]], state["site"]
@@ -284,9 +378,10 @@ class Explorer:
             patterns = [self._all_patterns(one, run)[chosen, 0] for run in runs.values()]
             spelt = [self._spell(t) for t in tokens]
             figure = plot.attention(torch.stack(patterns), spelt, list(runs), mark)
-            _fit_page(figure, set(mark.values()))
+            fit_page(figure, set(mark.values()))
             return figure
 
+        self.map.head = state["head"]
         key = (one.fingerprint, caption, *runs.values())
         self._attention.draw(key, caption, make)
 
@@ -303,19 +398,6 @@ class Explorer:
         return [self._model.tokenizer.decode([token]) for token in tokens]
 
 
-def _fit_page(figure: Figure, marked: set[int]) -> None:
-    """Makes attention over many tokens as wide as a page, with the labels that fit."""
-    shrink = _PAGE_WIDTH / figure.get_figwidth()
-    if shrink >= 1:
-        return
-    figure.set_size_inches(_PAGE_WIDTH, figure.get_figheight() * shrink)
-    if shrink < _LABELS_TOUCH:
-        for axes in figure.axes[:-1]:
-            for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
-                for position, label in enumerate(labels):
-                    label.set_visible(position in marked)
-
-
 def _controls(model: TransformerBridge, pairs: PromptPairs) -> dict[str, Any]:
     """The widgets by name, with the values to start with."""
     known = model.hook_dict
@@ -325,6 +407,8 @@ def _controls(model: TransformerBridge, pairs: PromptPairs) -> dict[str, Any]:
         for name, act in COMPONENTS.items()
         if get_act_name(act, 0) in known and name != "neuron"
     ]
+    # Prompts without replacements can be corrupted by noise alone.
+    kind = "STR" if pairs.prompts[0].corrupted else "GN"
     own = [] if pairs.task in tasks.__all__ else [pairs.task]
 
     def choice(label: str, options: Sequence[Any], value: Any = None) -> ipywidgets.Dropdown:
@@ -337,8 +421,8 @@ def _controls(model: TransformerBridge, pairs: PromptPairs) -> dict[str, Any]:
     return {
         "task": choice("task", [*own, *tasks.__all__], pairs.task),
         "n": number("prompts", min(len(pairs), _PROMPTS), 1, len(pairs)),
-        "corruption": choice("corruption", ["STR", "GN"]),
-        "site": ipywidgets.Dropdown(description="at", options=_sites(pairs, "STR")),
+        "corruption": choice("corruption", ["STR", "GN"], kind),
+        "site": ipywidgets.Dropdown(description="at", options=_sites(pairs, kind)),
         "scale": ipywidgets.BoundedFloatText(
             description="noise scale", value=3.0, min=0.0, max=20.0, step=0.5
         ),
@@ -353,9 +437,7 @@ def _controls(model: TransformerBridge, pairs: PromptPairs) -> dict[str, Any]:
     }
 
 
-def _panel(
-    controls: dict[str, Any], progress: ipywidgets.FloatProgress, message: ipywidgets.HTML
-) -> ipywidgets.VBox:
+def _panel(controls: dict[str, Any], *below: ipywidgets.Widget) -> ipywidgets.VBox:
     """Arranges the controls: what is run, how it is corrupted, what is patched, what is shown."""
     rows = (
         ("task", "n", "metric"),
@@ -370,7 +452,7 @@ def _panel(
         ipywidgets.HBox([controls[name] for name in row], layout={"flex_flow": "row wrap"})
         for row in rows
     ]
-    return ipywidgets.VBox([*lines, progress, message])
+    return ipywidgets.VBox([*lines, *below])
 
 
 def _offer(control: ipywidgets.Dropdown, options: Sequence[Any]) -> None:
@@ -427,3 +509,16 @@ def _detected(found: pd.DataFrame) -> str:
         more = [f"and {len(heads) - _LISTED} more"] if len(heads) > _LISTED else []
         parts.append(f"{sign} {', '.join(heads[:_LISTED] + more) or 'none'}")
     return "; ".join(parts)
+
+
+def _spelt(error: Exception) -> str:
+    name = "" if isinstance(error, PatchlibError) else f"{type(error).__name__}: "
+    return f"{name}{error}" or type(error).__name__
+
+
+def _duration(seconds: float) -> str:
+    """About how long, to one digit of seconds, minutes or hours."""
+    for name, size in (("hour", 3600), ("minute", 60), ("second", 1)):
+        if seconds >= 1.5 * size or name == "second":
+            break
+    return f"about {seconds / size:.0f} {name}s"
