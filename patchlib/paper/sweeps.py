@@ -65,7 +65,7 @@ def request(model: TransformerBridge, name: str) -> tuple[PromptPairs, dict[str,
 
 
 def make(model: TransformerBridge, name: str) -> Path:
-    """Computes one sweep, unless it is there; a stopped one goes on where it was.
+    """Computes what is missing of one sweep; a stopped one goes on where it was.
 
     Args:
         model: the model.
@@ -75,14 +75,19 @@ def make(model: TransformerBridge, name: str) -> Path:
         The file.
     """
     path = store.STORED / str(model.cfg.model_name) / f"{name}.nc"
-    if not path.exists():
-        pairs, settings = request(model, name)
-        started, folder = time.perf_counter(), BUILD / "sweeps" / path.parent.name / name
-        keep: dict[str, Any] = {"keep_prompts": True, "keep_draws": True, "recompute": True}
-        fx = patch(model, pairs, **settings, **keep, checkpoint=folder)
-        store.keep(path, model, pairs, fx)
-        print(f"{name}: {len(pairs)} prompts, {time.perf_counter() - started:.0f} s", flush=True)
+    pairs, settings = request(model, name)
+    if path.exists() and _is_whole(path, len(pairs), settings["corruption"].draws):
+        return path
+    started, folder = time.perf_counter(), BUILD / "sweeps" / path.parent.name / name
+    fx = patch(model, pairs, **settings, keep_prompts=True, keep_draws=True, checkpoint=folder)
+    store.keep(path, model, pairs, fx)
+    print(f"{name}: {len(pairs)} prompts, {time.perf_counter() - started:.0f} s", flush=True)
     return path
+
+
+def _is_whole(path: Path, prompts: int, draws: int) -> bool:
+    with xr.open_dataset(path) as data:
+        return (data.sizes["prompt"], data.sizes["draw"]) == (prompts, draws)
 
 
 def difference(model: TransformerBridge, name: str, seed: int | None = None) -> float:
