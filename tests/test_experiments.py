@@ -125,6 +125,7 @@ def test_estimates_read_as_text(seconds: float, text: str) -> None:
         (("GPT2LMHeadModel", 48, 25, 1600), "3_1_factual_recall", 290),
         (("GPTJForCausalLM", 28, 16, 4096), "app_c_arithmetic", 200),
         (("TransformerLensNative", 4, 8, 512), "app_d_docstring", 200),
+        (("LlamaForCausalLM", 30, 9, 576), "3_1_factual_recall", 374),
         # Not in the experiment, of another family, of another width, with fewer heads.
         (("GPT2LMHeadModel", 12, 12, 768), "app_c_arithmetic", 100),
         (("GPTNeoXForCausalLM", 12, 12, 768), "3_1_ioi", 100),

@@ -11,7 +11,7 @@ normalised effect on the logit difference of `some`. It is compared with `pl.pat
 that you do not know beforehand.
 
     my_effect = ...  # a function of layer and head
-    pl.check("3.1.2", my_effect, model=model, pairs=some)
+    pl.check("3.1.2", my_effect, sweep=sweep, model=model, pairs=some)
 
 **3 Where it looks, or what it reads?** STR changed something in the strongest head of the last
 token. Was it where the head looks (queries `q`, keys `k`) or what it finds there (values `v`)?
@@ -21,7 +21,8 @@ positions of `some`. Give the letter that brings most of the logit difference ba
     answer = ...  # a pair, such as ("k", 0.05)
     pl.check("3.1.3", answer, model=model, pairs=some, head="4.6")
 
-`some` is `pairs[:50]`; the head is the strongest one at the last token that section 5 lists.
+`some` is `pairs[:50]`; the head is the strongest one at the last token that section 5 lists. Where
+heads share keys and values, as in SmolLM2, these are restored for all heads of the group.
 """
 
 from __future__ import annotations
@@ -80,8 +81,15 @@ def _beyond(effect: xr.DataArray, sd: float, center: float | None = None) -> set
 
 
 @exercise("3.1.2")
-def method_itself(answer: object, model: TransformerBridge, pairs: PromptPairs) -> str | None:
+def method_itself(
+    answer: object, sweep: Sweep, model: TransformerBridge, pairs: PromptPairs
+) -> str | None:
     """The effect of the strongest head, of the most negative one and of one in between."""
+    effect = sweep.mean["STR"].effect.sel(metric="logit_diff")
+    order = np.argsort(effect.values, axis=None)
+    chosen = [
+        Head(*divmod(int(order[at]), effect.sizes["head"])) for at in (-1, 0, order.size // 2)
+    ]
 
     def effects(component: str, direction: str = "denoise") -> xr.Dataset:
         return patch(
@@ -90,20 +98,20 @@ def method_itself(answer: object, model: TransformerBridge, pairs: PromptPairs) 
             component,
             corruption=STR("S2"),
             metrics="logit_diff",
+            heads=chosen if component == "head" else None,
             direction=direction,
             progress=False,
         ).squeeze("metric")
 
     fx = effects("head")
-    order = np.argsort(fx.effect.values, axis=None)
-    chosen = [divmod(int(order[at]), fx.sizes["head"]) for at in (-1, 0, len(order) // 2)]
     given = [
         number(call(answer, *at, of="layer and head"), "what your function returns")
         for at in chosen
     ]
 
     def gives(values: xr.DataArray) -> bool:
-        expected = [float(values[at[: values.ndim]]) for at in chosen]
+        cells = [{str(dim): getattr(at, str(dim)) for dim in values.dims} for at in chosen]
+        expected = [float(values.sel(cell)) for cell in cells]
         return all(close(one, other, 0.002) for one, other in zip(given, expected, strict=True))
 
     if gives(fx.effect):
