@@ -8,6 +8,7 @@ from .heads import Heads as Heads
 from .lessons.checks import check as check
 from .lessons.claims import claim as claim
 from .lessons.claims import claims as claims
+from .lessons.claims import claims_by_model as claims_by_model
 from .lessons.claims import predict as predict
 from .lessons.start import show_pairs as show_pairs
 from .lessons.start import start as start

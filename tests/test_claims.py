@@ -295,3 +295,16 @@ def test_no_claim_is_made_twice_and_every_one_exists() -> None:
 def test_a_notebook_makes_at_most_seven_claims() -> None:
     counts = Counter(notebook.name for notebook, _, _ in CALLS)
     assert all(count <= 7 for count in counts.values()), counts
+
+
+def test_the_replication_table_has_a_row_for_every_claim_and_a_column_for_every_model(
+    monkeypatch, tmp_path
+):
+    kept = tmp_path / "kept.csv"
+    kept.write_text("claim,model,status,measured,prompts\n31-8,mini,✗,,\n42-1,smollm2,✓,,\n")
+    monkeypatch.setattr(claims, "BY_MODEL", kept)
+    table = claims.claims_by_model()
+    assert list(table.index) == list(claims.load())
+    assert table.loc["31-8", ["mini", "smollm2"]].tolist() == ["✗", ""]
+    assert table.loc["42-1", ["mini", "smollm2"]].tolist() == ["", "✓"]
+    assert table.paper["42-1"].endswith("(GPT-2 small)")

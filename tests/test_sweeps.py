@@ -235,3 +235,20 @@ def test_the_floor_is_that_of_detection(mini, ioi, swept):
     assert at.threshold == pytest.approx(detected.threshold["prob", "negative"])
     assert at.floor == pytest.approx(-swept.runs().prob["STR"])
     assert at.low <= at.ratio <= at.high
+
+
+def test_a_resample_draws_prompts_with_replacement(mini):
+    pairs = pl.tasks.ioi(mini, n=6)
+    corruptions = {"STR": pl.STR("S2"), "GN": pl.GN("S2")}
+    sweep = pl.sweep(mini, pairs, corruptions, metrics=["prob"], progress=False)
+    again = sweep.resampled(3)
+    texts = again["STR"].text.values.tolist()
+    assert len(texts) == 6 and set(texts) < set(pairs.texts)
+    # The same prompts in both runs and for the same seed, others for another.
+    assert (
+        again["GN"].text.values.tolist() == texts == sweep.resampled(3)["STR"].text.values.tolist()
+    )
+    assert sweep.resampled(4)["STR"].text.values.tolist() != texts
+    rows = [pairs.texts.index(text) for text in texts]
+    mean = again.mean["GN"].patched
+    assert mean.values == pytest.approx(sweep["GN"].patched.values[:, rows].mean(1))

@@ -178,7 +178,7 @@ def claim(
         id=id,
         section=entry["section"],
         sentence=entry["claim"] or id_or_text,
-        paper=f"{entry['paper'] or 'no number'} ({entry['model']})" if id else "",
+        paper=_printed(entry) if id else "",
         here=f"not tested, {why}" if why else shown,
         guess=_run.guesses.get(id, ""),
     )
@@ -247,6 +247,23 @@ def recorded() -> pd.DataFrame:
     return pd.read_csv(BY_MODEL, dtype=str, keep_default_na=False)
 
 
+def claims_by_model() -> pd.DataFrame:
+    """The replication table: each claim of the paper, and its mark on every model that was tested.
+
+    Returns:
+        A row for each claim by its id: ``section``, ``claim``, ``paper`` (its number and model),
+        and for each model a column with its mark, empty where nobody tested it.
+
+    Example:
+        >>> list(claims_by_model().columns[:3])
+        ['section', 'claim', 'paper']
+    """
+    rows = [(id, each["section"], each["claim"], _printed(each)) for id, each in load().items()]
+    table = _Table(rows, columns=["id", "section", "claim", "paper"]).set_index("id")
+    marks = recorded().pivot(index="claim", columns="model", values="status")
+    return table.join(marks.rename_axis(None, axis=1)).fillna("")
+
+
 def merge() -> pd.DataFrame:
     """Puts what runs recorded in place of the same claims and models in `recorded`.
 
@@ -294,6 +311,11 @@ def _is_id(text: str) -> bool:
             "own claim is a sentence in place of the id"
         )
     return text in ids
+
+
+def _printed(entry: Mapping[str, Any]) -> str:
+    """The paper's number and its model."""
+    return f"{entry['paper'] or 'no number'} ({entry['model']})"
 
 
 def _truth(name: str, value: Any) -> bool:

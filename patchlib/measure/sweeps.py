@@ -8,8 +8,10 @@ from functools import cached_property, reduce
 from typing import Any
 
 import pandas as pd
+import torch
 import xarray as xr
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.utilities.statistics import derive_generator
 
 from patchlib.errors import PatchlibError, whole
 from patchlib.heads import Head, Heads
@@ -155,6 +157,18 @@ class Sweep(HeadLists, Mapping[str, xr.Dataset]):
         if any(label not in there.get(dim, []) for dim, label in labels.items()):
             raise PatchlibError(f"{labels}: this sweep can be selected by {there or 'nothing'}")
         return Sweep({name: fx.sel(labels) for name, fx in self.items()})
+
+    def resampled(self, seed: int) -> Sweep:
+        """The same sweep on as many prompts, drawn from its own with replacement.
+
+        What holds on nearly all of many resamples does not hang on a few of the prompts.
+
+        Args:
+            seed: seeds the drawing; the same seed draws the same prompts for sweeps of as many.
+        """
+        n = self._first.sizes["prompt"]
+        rows = torch.randint(n, (n,), generator=derive_generator(seed, "resample")).numpy()
+        return Sweep({name: fx.isel(prompt=rows) for name, fx in self.items()})
 
     def runs(self) -> pd.DataFrame:
         """The unpatched runs as means over all prompts.
