@@ -253,7 +253,7 @@ def windows(results: Mapping[str, xr.Dataset] | xr.Dataset, metric: str = "prob"
         heading = title(*series.values())
         drawn.suptitle(heading)
         drawn.alt = (
-            f"{len(shown)} panels of lines over {n_layers} layers, for windows of "
+            f"Panels of lines over {n_layers} layers, for windows of "
             f"{', '.join(map(str, shown))} layers: restored together, and the sum of single "
             f"layers{', for ' if any(series) else ''}{', '.join(series)}. {label(metric)}. "
             f"{heading}"

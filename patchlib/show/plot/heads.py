@@ -32,7 +32,7 @@ from patchlib.show.plot.style import (
 _THRESHOLD = f"mean ± {DETECTION_SD} SD"
 _DASHES: Any = {"linestyle": "--", "linewidth": 0.8, "zorder": 1}
 # Inches: one line of type, and what stands above and below the rows of a figure.
-_LINE, _AROUND = 0.14, 1.6
+_LINE, _AROUND = 0.14, 1.3
 _STRONGEST = 8
 
 
@@ -76,7 +76,7 @@ def ranked(fx: xr.Dataset, metric: str = "logit_diff") -> Figure:
         axes.set_ylabel(label(metric))
         axes.set_title(title(fx))
         axes.spines[["top", "right"]].set_visible(False)
-        axes.margins(x=0.02, y=0.08)
+        axes.margins(x=0.02, y=0.12)
         _name(drawn, axes, cells, order, above, 1)
         _name(drawn, axes, cells, order, below[::-1], -1)
         drawn.alt = (
@@ -111,7 +111,7 @@ def _name(
             va="center",
             fontsize=7,
             # Not crossed out by a threshold.
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.7},
             arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.5, "shrinkB": 2},
         )
 

@@ -113,7 +113,9 @@ def bars(
                 f"{', '.join(first.index)} and {', '.join(first.columns)}"
             )
     errors = tuple({name: abs(end[name] - panels[name]) for name in end} for end in ends)
-    return _draw_bars(panels, errors, "mean and 95 % interval" if ends[0] else "mean")
+    return _draw_bars(
+        panels, errors, "mean and 95 % interval" if ends[0] else "mean over heads and prompts"
+    )
 
 
 def _panels(tables: Mapping[str, pd.DataFrame] | pd.DataFrame) -> Mapping[str, pd.DataFrame]:

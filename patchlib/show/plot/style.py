@@ -51,7 +51,7 @@ DETECTION_SD = 2
 # Denser than the pixels of a page, so that small type stays sharp.
 _DPI, _PAGE_DPI = 144, 96
 # Inches: the longest line of a title, "SmolLM2, factual recall, 500 prompts, 10 draws of noise".
-_TITLE = 3.7
+_TITLE = 4.2
 _WHAT = {
     "head": "heads",
     "mlp": "MLPs",
