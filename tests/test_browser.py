@@ -159,9 +159,8 @@ def _use_the_map(driver, url):
     before = _pictures(driver, "metric", 2, all)
     ActionChains(driver).move_to_element(cell).perform()
     assert status.text.startswith("layer 4, head 6: 0.")
-    ActionChains(driver).send_keys_to_element(
-        driver.find_element(By.CSS_SELECTOR, ".patchlib-map svg"), Keys.ARROW_UP, Keys.ARROW_LEFT
-    ).perform()
+    driver.execute_script("document.querySelector('.patchlib-map svg').focus()")
+    ActionChains(driver).send_keys(Keys.ARROW_UP, Keys.ARROW_LEFT).perform()
     assert status.text.startswith("layer 3, head 5: ")
     ActionChains(driver).send_keys(Keys.ENTER).perform()
     head = _choice(driver, "head")

@@ -296,8 +296,8 @@ def test_attention_is_that_of_the_chosen_head_and_prompt(
         pattern = pl.attention_patterns(tiny_gpt2, pairs, [(2, 3)], corruption)[0, 0].numpy()
         image = np.ma.filled(axes.images[0].get_array(), 0)
         assert np.allclose(np.nan_to_num(image), np.tril(pattern), atol=1e-6)
-    labels = [axes.get_yticklabels()[pairs.at("S2")[0][0]].get_text() for axes in panels]
-    assert labels[0] == labels[2] != labels[1]
+    labels = [axes.get_yticklabels()[pairs.at("S2")[0][0]].get_text() for axes in panels[:2]]
+    assert labels[0] != labels[1]
     # Noise needs named positions, and ABC is none.
     explorer.controls["site"].value = "ABC"
     titles = [axes.get_title() for axes in explorer.attention_figure.axes[:-1]]
