@@ -107,10 +107,17 @@ class KeptSweeps:
             )
             first = None if unit is None else [(layer, 0) for layer in range(n_layers)]
             settings = request.settings | {"corruption": one, "heads": first}
-            started = time.perf_counter()
-            fx = patch(self._model, request.pairs[:1], recompute=True, progress=False, **settings)  # type: ignore[arg-type]
+            times: list[float] = []
+            fx = patch(
+                self._model,
+                request.pairs[:1],
+                recompute=True,
+                # From the first call on, so that what is done once for a model is not counted.
+                progress=lambda done, total: times.append(time.perf_counter()),
+                **settings,  # type: ignore[arg-type]
+            )
             units = 1 if unit is None else fx.sizes[unit[0]]
-            self._seconds[kind] = (time.perf_counter() - started) * units
+            self._seconds[kind] = (times[-1] - times[0]) * units
         return self._seconds[kind] * len(request.pairs) * request.corruption.draws
 
     def compute(self, request: Request, progress: Callable[[int, int], object]) -> xr.Dataset:
