@@ -159,16 +159,21 @@ rows = {key: each.isel(layer=int(each.mean(["prompt", "draw"]).argmax("layer")))
 pd.DataFrame({key: {"mean": float(one.mean()), "median": float(one.median()), "largest share": float(one.max() / one.sum())}
               for key, one in rows.items()}).T.map("{:.3g}".format)
 
-# %%
-def first_share(o):
-    one, both = terms(fx[o, "STR"])[0].mean(["prompt", "draw"]), stolfo[o, "STR"].mean(["prompt", "draw"])
-    return float(one[both.argmax("layer")] / both.max())
+# %% [markdown]
+# On SmolLM2 the mean for addition is about 5,800 under STR and 4 under noise, the medians are 56 and 1.7, and a single
+# prompt of 171 gives more than a quarter of the 5,800. So the last question: how much of the mean comes from the first
+# term, of those prompts alone that had less than one percent left for the right answer?
 
 # %%
-share = {o: first_share(o) for o in "+-*"}
-tiny = {o: float(fx[o, "STR"].corrupted.sel(metric="prob").median()) for o in "+-*"}
-pl.claim("C-6", all(share[o] > .5 and tiny[o] < .01 for o in "+-*"), parts=all(answered.values()),
-         first_term=share, log10_of_median_P={o: np.log10(tiny[o]) for o in "+-*"})
+def small_denominators(o):
+    first, both = terms(fx[o, "STR"])[0], stolfo[o, "STR"]
+    tiny = fx[o, "STR"].corrupted.sel(metric="prob") < .01
+    parts = [each.mean(["prompt", "draw"]) for each in (first.where(tiny, 0), both)]
+    return float((parts[0] / parts[1])[parts[1].argmax("layer")])
+
+# %%
+share = {o: small_denominators(o) for o in "+-*"}
+pl.claim("C-6", all(share[o] > .5 for o in "+-*"), parts=all(answered.values()), first_terms_of_P_below_one_percent=share)
 
 # %% [markdown]
 # The paper explains its 7500 by the first denominator: STR makes the model sure of another sum, so that P_*(r) is tiny;
