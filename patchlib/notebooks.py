@@ -1,78 +1,19 @@
-"""What the notebooks share; ``python -m patchlib`` runs them all."""
+"""Runs the notebooks: ``python -m patchlib``."""
 
 from __future__ import annotations
 
 import argparse
+import base64
 import os
-import shutil
+import re
 import time
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import matplotlib.figure
-import pandas as pd
-import xarray as xr
-from transformer_lens.model_bridge import TransformerBridge
-
-from patchlib.errors import PatchlibError
 from patchlib.files import BUILD, IS_CHECKOUT, write_whole
-from patchlib.models.loading import describe
-from patchlib.paper import experiments
-from patchlib.paper import results_page as results
-from patchlib.paper import tables as paper
 
 NOTEBOOKS = BUILD.parent / "notebooks"
 FIGURES = NOTEBOOKS / "figures"
-
-
-def versions(model: TransformerBridge, experiment: str | None = None, **other: Any) -> None:
-    """Prints in one line what a notebook ran with.
-
-    Args:
-        model: the model that the notebook loaded.
-        experiment: the notebook's experiment, as `experiments.settings` names it; for every other
-            model than `mini` a second line says about how much time and memory it takes.
-        other: settings that the notebook uses in place of the experiment's, such as ``draws=10``.
-    """
-    packages = ("patchlib", "transformer-lens", "torch")
-    facts = describe(model)
-    parts = [f"{package} {version(package).split('+')[0]}" for package in packages]
-    print(" · ".join([*parts, f"model {facts['model']} ({facts['revision']})"]))
-    if experiment is not None and facts["model"] != "mini":
-        chosen = experiments.settings(experiment, model) | other
-        print(f"{experiment}: {experiments.estimate(model, chosen)}")
-
-
-def keep(name: str, result: matplotlib.figure.Figure | xr.Dataset | xr.DataArray) -> None:
-    """Writes a figure (PNG and PDF) or a result (netCDF) to ``_build/``, for papers and checks.
-
-    Args:
-        name: the file's name without an ending, such as ``"03_1_heads_STR"``.
-        result: the figure or the result.
-
-    Raises:
-        PatchlibError: for anything else.
-    """
-    from patchlib.show import plot
-
-    if isinstance(result, matplotlib.figure.Figure):
-        plot.save(result, BUILD / "figures" / name)
-    elif isinstance(result, xr.Dataset | xr.DataArray):
-        path = BUILD / "results" / f"{name}.nc"
-        write_whole(path, result.to_netcdf)
-    else:
-        raise PatchlibError(
-            f"cannot keep a {type(result).__name__}: give a matplotlib Figure, an xarray Dataset "
-            "or a DataArray"
-        )
-
-
-def show(table: pd.DataFrame) -> None:
-    """Prints a table as plain text, without its index, so that two runs compare as text."""
-    with pd.option_context("display.max_colwidth", 60, "display.width", 120):
-        print(table.to_string(index=False))
 
 
 def run(path: Path, write: bool) -> float:
@@ -94,8 +35,6 @@ def run(path: Path, write: bool) -> float:
     # Threads that wait for one another must not spin: where cores are shared, that takes ten
     # times as long. Kernels inherit the setting, which is read when they start.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Their texts and stored outputs are of mini.
-    os.environ.setdefault("PATCHLIB_MODEL", "mini")
     started = time.perf_counter()
     # Widgets need a kernel, so that their state is not stored; the pictures beside them are.
     NotebookClient(
@@ -122,6 +61,23 @@ def run(path: Path, write: bool) -> float:
     return seconds
 
 
+def keep_first_figure(notebook: Path, picture: Path) -> None:
+    """Writes the first figure of a stored notebook as a picture, for the README.
+
+    Args:
+        notebook: the notebook; nothing is written where its figure is not of SmolLM2.
+        picture: the PNG file.
+    """
+    import nbformat
+
+    cells = nbformat.read(notebook, as_version=4).cells
+    outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
+    shown = "".join(data.get("text/html", "") for data in outputs)
+    found = re.search(r'<img alt="([^"]*)"[^>]* src="data:image/png;base64,([^"]*)"', shown)
+    if found and "SmolLM2" in found[1]:
+        write_whole(picture, lambda part: part.write_bytes(base64.b64decode(found[2])))
+
+
 def main() -> None:
     """Reads the command line and runs the notebooks."""
     parser = argparse.ArgumentParser(
@@ -139,19 +95,10 @@ def main() -> None:
     unknown = sorted(set(arguments.names) - set(known))
     if unknown:
         parser.error(f"unknown notebook {', '.join(unknown)}: there are {', '.join(known)}")
-    if not arguments.names:
-        # What an earlier run recorded must not pass for this one's.
-        for record in paper.RECORDS.glob("*.json"):
-            record.unlink()
     for path in paths:
         if not arguments.names or path.stem in arguments.names:
             print(f"{path.stem} ...", end=" ", flush=True)
             print(f"{run(path, arguments.write):.0f} s", flush=True)
     if arguments.write:
-        # The README shows some of the figures.
-        for shown in FIGURES.glob("*.png"):
-            drawn = BUILD / "figures" / shown.name
-            if drawn.exists():
-                shutil.copyfile(drawn, shown)
-    print(f"the paper beside this run: {results.write()}")
-    print(f"pages, figures and results are in {BUILD}")
+        keep_first_figure(NOTEBOOKS / "03_1_ioi_circuit.ipynb", FIGURES / "heads_smollm2.png")
+    print(f"pages are in {BUILD / 'pages'}, claims by model: python -m patchlib.lessons.claims")
