@@ -69,13 +69,6 @@ def test_layers_are_no_heads():
         pl.heads_of(found, "kl")
 
 
-def test_what_was_not_measured_is_not_found_to_be_none():
-    missing = effects().isel(position=0) * np.nan
-    rows = pl.paper.compare_heads({"STR": pl.detect(missing)}, model="mini")
-    rows = rows[(rows.corruption == "STR") & (rows.metric == "kl")]
-    assert rows["this run"].tolist() == ["not measured", "not measured"]
-
-
 def test_other_units_have_names_of_their_own():
     """A key/value head is no head: its number means another one."""
     shared = effects().rename(head="kv_head")

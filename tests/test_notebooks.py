@@ -1,14 +1,13 @@
 """The notebooks as they are stored: paired, executed, free of errors, small, on their own."""
 
+import ast
 import re
 from pathlib import Path
 
 import jupytext
 import nbformat
 import pytest
-import xarray as xr
 
-from patchlib import notebooks
 from patchlib.notebooks import NOTEBOOKS
 
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.py"))
@@ -29,7 +28,10 @@ EXPECTED = [
     "app_g_factual_recall_details",
     "app_h_ioi_details",
     "notation_and_settings",
+    "replication",
 ]
+# Pages to look things up in: nothing to sum up and no exercises.
+PAGES = {"notation_and_settings", "replication"}
 
 
 def _read(name: str) -> nbformat.NotebookNode:
@@ -82,22 +84,60 @@ def test_a_notebook_begins_and_ends_as_all_do(name):
     assert "2309.16042" in text
     printed = "".join(out.get("text", "") for cell in cells for out in cell.get("outputs", []))
     assert "transformer-lens 4." in printed
-    # A page to look things up has nothing to sum up.
-    if name != "notation_and_settings":
+    if name not in PAGES:
         assert "## Summary" in text and "## Exercises" in text
-        assert re.search(r"paper( \((GPT-2|GPT-2 XL|GPT-J|attn-only-4l)\))? +this run", printed)
+        assert len(set(re.findall(r"pl\.check\(\"(\S+?)\"", _code(name)))) == 3
 
 
-def test_what_cannot_be_kept_leaves_what_was_kept(monkeypatch, tmp_path):
-    """Also while somebody reads it: the new file takes the place of the old one as a whole."""
-    monkeypatch.setattr(notebooks, "BUILD", tmp_path)
-    path = tmp_path / "results" / "some.nc"
-    notebooks.keep("some", xr.Dataset({"x": ("layer", [1.0, 2.0])}))
-    with xr.open_dataset(path) as reading:
-        notebooks.keep("some", xr.Dataset({"x": ("layer", [3.0, 4.0])}))
-        assert reading.x.values.tolist() == [1.0, 2.0]
-    assert xr.load_dataset(path).x.values.tolist() == [3.0, 4.0]
-    with pytest.raises(TypeError):
-        notebooks.keep("some", xr.Dataset({"x": 5.0}, attrs={"what": object()}))
-    assert xr.load_dataset(path).x.values.tolist() == [3.0, 4.0]
-    assert [*path.parent.iterdir()] == [path]
+def _cells(name: str) -> list[str]:
+    return [cell.source for cell in _read(name).cells if cell.cell_type == "code"]
+
+
+def _code(name: str) -> str:
+    return "\n".join(_cells(name))
+
+
+def _lines(source: str) -> list[str]:
+    """What a reader reads: no empty lines, no comments."""
+    return [line for line in source.splitlines() if line.strip() and line.strip()[0] != "#"]
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_notebook_is_short(name):
+    assert len(_lines(_code(name))) <= 150
+    assert [cell for cell in _cells(name) if len(_lines(cell)) > 12] == []
+    assert len(re.findall(r"pl\.claim\(", _code(name))) <= 7
+    functions = [
+        node for node in ast.walk(ast.parse(_code(name))) if isinstance(node, ast.FunctionDef)
+    ]
+    bodies = {node.name: (node.end_lineno or 0) - node.lineno for node in functions}
+    assert {function: lines for function, lines in bodies.items() if lines > 6} == {}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_notebook_draws_with_the_package_and_writes_no_sentences(name):
+    code = _code(name)
+    assert "matplotlib" not in code and "plt." not in code
+    for node in ast.walk(ast.parse(code)):
+        # No word depends on a condition, and no f-string is a sentence.
+        if isinstance(node, ast.IfExp):
+            assert not any(
+                isinstance(part, ast.Constant) and isinstance(part.value, str)
+                for part in (node.body, node.orelse)
+            ), ast.unparse(node)
+        if isinstance(node, ast.JoinedStr):
+            words = "".join(part.value for part in node.values if isinstance(part, ast.Constant))
+            assert len(words.split()) <= 6, ast.unparse(node)
+        assert not isinstance(node, ast.If), ast.unparse(node)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_what_is_said_of_heads_is_said_of_a_model_by_name(name):
+    """A paragraph that names heads of a model says of which model they are."""
+    named = re.compile(r"GPT|SmolLM2|mini|attn-only|the paper|Wang et al|Hanna et al|layer\.head")
+    for cell in _read(name).cells:
+        if cell.cell_type == "markdown":
+            for paragraph in cell.source.split("\n\n"):
+                prose = re.sub(r"`[^`]*`|\$[^$]*\$|\[[^]]*\]\([^)]*\)", "", paragraph)
+                heads = re.findall(r"(?<![\w.§–-])\d{1,2}\.\d{1,2}(?![\w.%–-])", prose)
+                assert not heads or named.search(prose), (heads, paragraph)

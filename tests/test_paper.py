@@ -1,27 +1,16 @@
-"""The paper's numbers agree with each other, and runs are set beside them fairly."""
+"""The paper's numbers agree with each other."""
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-import xarray as xr
 
 from patchlib.errors import PatchlibError
 from patchlib.paper import tables as paper
 from patchlib.sweep.metrics import METRICS
-
-
-@pytest.fixture(autouse=True)
-def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Records go to a folder of their own, not to the project's."""
-    monkeypatch.setattr(paper, "RECORDS", tmp_path / "paper")
-    return tmp_path / "paper"
-
 
 FIELDS = ["section", "source", "model", "unit", "values"]
 SOURCES = ("paper text", "table", "read from figure by eye, about ±", "Wang et al. 2023")
@@ -255,192 +244,6 @@ def test_classes_of_another_model_are_not_counted() -> None:
         paper.class_counts(detected("table5"), model="mini")
 
 
-@pytest.mark.parametrize("table", HEAD_TABLES)
-@pytest.mark.parametrize("model", ["gpt2", "gpt2-small", "openai-community/gpt2"])
-def test_a_table_agrees_with_itself(table: str, model: str) -> None:
-    frame = paper.compare_heads(detected(table), model, table)
-    assert len(frame) == 12
-    assert (frame["paper (GPT-2)"] == frame["this run"]).all()
-    assert frame["both"].sum() == sum(
-        len(row["positive"] + row["negative"]) for row in paper.value(table)
-    )
-    assert (frame[["only paper", "only this run"]] == 0).all(axis=None)
-
-
-def test_agreement_is_counted_head_by_head() -> None:
-    found = pd.DataFrame(
-        {
-            "metric": "logit_diff",
-            "sign": ["positive", "negative"],
-            "heads": [["10.0", "9.9", "5.5"], []],
-        }
-    )
-    frame = paper.compare_heads({"STR": found}, "gpt2").set_index(["corruption", "metric", "sign"])
-    columns = ["paper (GPT-2)", "this run", "both", "only paper", "only this run"]
-    assert list(frame) == columns
-    assert frame.loc["STR", "logit_diff", "positive"].tolist() == [
-        "5.5, 7.9, 8.6, 8.10, 9.9",
-        "5.5, 9.9, 10.0",
-        2,
-        3,
-        1,
-    ]
-    assert frame.loc["STR", "logit_diff", "negative"].tolist() == ["10.7, 11.10", "none", 0, 2, 0]
-    for row in (frame.loc["GN", "kl", "positive"], frame.loc["STR", "prob", "positive"]):
-        assert row["this run"] == "not measured"
-        assert row[["both", "only paper", "only this run"]].isna().all()
-
-
-@pytest.mark.parametrize("model", ["mini", "gpt2-xl", "/models/gpt2", "./gpt2", "someone/gpt2"])
-def test_agreement_with_another_model_is_not_counted(model: str) -> None:
-    frame = paper.compare_heads(detected("table5"), model)
-    assert list(frame) == ["corruption", "metric", "sign", "paper (GPT-2)", "this run"]
-
-
-def test_tables_without_heads_of_both_signs_are_refused() -> None:
-    with pytest.raises(PatchlibError, match=r"'table2'.*table3, table4, table5$"):
-        paper.compare_heads({}, "gpt2", table="table2")
-
-
-def test_results_over_several_draws_are_refused() -> None:
-    found = pd.DataFrame(
-        {"metric": "kl", "draw": [0, 1], "sign": "positive", "heads": [["9.9"], ["9.6"]]}
-    )
-    for compare in (paper.class_counts, paper.compare_heads):
-        with pytest.raises(PatchlibError, match=r"2 rows match GN, kl, positive.*draw"):
-            compare({"GN": found}, model="gpt2")
-
-
-def test_a_table_rounds_to_stated_decimals() -> None:
-    frame = paper.table(
-        [
-            ("P(IO)", 0.481, np.float32(0.5), "3"),
-            ("layer", 15, np.int64(4), "5"),
-            ("logit difference", 3.556, torch.tensor(-0.001), "3"),
-            ("ratio", 4.0, xr.DataArray(1.005), "4.1"),
-            ("attention", None, float("nan"), "3.2"),
-            ("class", "1/3", "0/3", "3.1"),
-        ]
-    )
-    assert frame.to_dict("list") == {
-        "quantity": ["P(IO)", "layer", "logit difference", "ratio", "attention", "class"],
-        "paper (GPT-2)": ["0.48", "15", "3.56", "4.00", "not given", "1/3"],
-        "this run": ["0.50", "4", "0.00", "1.00", "not measured", "0/3"],
-        "section": ["3", "5", "3", "4.1", "3.2", "3.1"],
-    }
-    assert paper.table([("P", 0.25, 0.0015, "3")], decimals=3)["this run"].item() == "0.002"
-
-
-def test_an_empty_table_has_its_columns() -> None:
-    assert list(paper.table([])) == ["quantity", "paper (GPT-2)", "this run", "section"]
-    assert list(paper.table([], model="GPT-J"))[1] == "paper (GPT-J)"
-
-
 def test_the_file_holds_plain_text() -> None:
     assert json.loads(paper.RESULTS.read_text("utf-8")) == paper.load()
     assert "NaN" not in paper.RESULTS.read_text("utf-8")
-
-
-def patched(
-    heads: dict[str, list[str]],
-    metrics: tuple[str, ...] = ("logit_diff",),
-    model: str = "attn-only-4l",
-) -> xr.Dataset:
-    """A result in which the named heads of each position stand out."""
-    effect = np.zeros((len(metrics), 12, 12, len(heads)))
-    for place, names in enumerate(heads.values()):
-        for layer, head in (map(int, name.split(".")) for name in names):
-            effect[:, layer, head, place] = 1.0
-    fx = xr.Dataset(
-        {"effect": (("metric", "layer", "head", "position"), effect)},
-        coords={"metric": list(metrics), "position": list(heads)},
-        attrs={"model": model},
-    )
-    return fx.assign_coords(layer=range(12), head=range(12))
-
-
-def read(records: Path, id: str) -> dict[str, Any]:
-    return json.loads((records / f"{id}.json").read_text("utf-8"))
-
-
-def test_table_2_is_compared_by_position(records: Path) -> None:
-    fx = patched({"C_def": ["0.5", "0.1"], "last": ["3.0", "3.6", "1.2"]})
-    frame = paper.compare({"STR": fx}, "table2")
-    assert list(frame) == [
-        "corruption", "metric", "position", "paper (attn-only-4l)", "this run",
-        "both", "only paper", "only this run",
-    ]  # fmt: skip
-    assert len(frame) == 12
-    assert frame.iloc[0].tolist() == [
-        "STR", "logit_diff", "C_def", "0.0, 0.1, 0.5", "0.1, 0.5", 2, 1, 0,
-    ]  # fmt: skip
-    assert frame.iloc[1].tolist()[3:] == ["2.3, 3.0, 3.5, 3.6", "1.2, 3.0, 3.6", 2, 2, 1]
-    assert (frame.iloc[2:]["this run"] == "not measured").all()
-    record = read(records, "table2")
-    assert record["model"] == "attn-only-4l"
-    assert record["values"][1] == {
-        "corruption": "STR", "metric": "logit_diff", "position": "last", "heads": "1.2, 3.0, 3.6",
-    }  # fmt: skip
-
-
-def test_one_position_of_table_2_is_enough_but_none_is_not() -> None:
-    fx = patched({"last": ["3.0"]}, model="mini").squeeze("position")
-    frame = paper.compare({"GN": fx}, "table2").set_index(["corruption", "metric", "position"])
-    assert frame.loc["GN", "logit_diff", "last"].tolist()[1:] == ["3.0"]
-    assert frame.loc["GN", "logit_diff", "C_def"]["this run"] == "not measured"
-    with pytest.raises(PatchlibError, match=r"positions=\['C_def', 'last'\]"):
-        paper.compare({"GN": fx.drop_vars("position")}, "table2")
-
-
-def test_table_1_is_counted_for_gpt2_and_recorded(records: Path) -> None:
-    fx = patched({"all": ["9.9", "9.6", "3.0"]}, ("kl",), "gpt2").squeeze("position", drop=True)
-    frame = paper.compare({"STR": fx}, "table1")
-    assert len(frame) == 12
-    here = frame[(frame.corruption == "STR") & (frame.metric == "kl")].set_index("run")
-    assert here.loc["paper (GPT-2)", "Name Mover"] == "1/3"
-    assert here.loc["this run", ["Name Mover", "Duplicate Token"]].tolist() == ["2/3", "1/2"]
-    others = frame[(frame.run == "this run") & (frame.corruption == "GN")]
-    assert (others.drop(columns=["corruption", "metric", "run"]) == "not measured").all(axis=None)
-    assert frame.iloc[:2]["run"].tolist() == ["paper (GPT-2)", "this run"]
-    record = read(records, "table1")
-    assert (record["values"][0]["Name Mover"], record["why"]) == ("2/3", "")
-
-
-def test_table_1_has_a_reason_for_other_models(records: Path) -> None:
-    fx = patched({"all": ["9.9"]}, ("kl",), "mini").squeeze("position", drop=True)
-    frame = paper.compare({"STR": fx}, "table1")
-    assert list(frame) == list(paper.compare({"STR": fx.assign_attrs(model="gpt2")}, "table1"))
-    paper.compare({"STR": fx}, "table1")
-    here = frame[frame.run == "this run"].drop(columns=["corruption", "metric", "run"])
-    assert (here == "not measured").all(axis=None)
-    record = read(records, "table1")
-    assert record["values"] == []
-    assert "GPT-2 small" in record["why"]
-
-
-def test_results_that_do_not_name_one_model_are_refused() -> None:
-    fx = patched({"last": ["3.0"]})
-    for given in ({}, {"STR": fx.drop_attrs()}, {"STR": fx, "GN": fx.assign_attrs(model="mini")}):
-        with pytest.raises(PatchlibError, match="keep_attrs"):
-            paper.compare(given, "table2")
-
-
-def test_records_keep_numbers_of_every_kind(records: Path) -> None:
-    values = {"STR": np.float32(0.5), "GN": xr.DataArray(0.25)}
-    paper.record("section_3_2", values, "mini", why="few prompts")
-    assert read(records, "section_3_2") == {
-        "model": "mini",
-        "values": {"STR": 0.5, "GN": 0.25},
-        "why": "few prompts",
-        "note": "",
-    }
-    paper.record("figure2", {"GN": {"prob": {"peak_layer": torch.tensor([3, 4])}}}, "mini")
-    assert read(records, "figure2")["values"]["GN"]["prob"]["peak_layer"] == [3, 4]
-    assert sorted(path.suffix for path in records.iterdir()) == [".json", ".json"]
-
-
-def test_records_have_the_paper_s_names() -> None:
-    with pytest.raises(PatchlibError, match=r"'section_3_2' has no 'ABC'"):
-        paper.record("section_3_2", {"ABC": 1.0}, "mini")
-    with pytest.raises(PatchlibError, match="no entry 'table9'"):
-        paper.record("table9", {}, "mini")
