@@ -29,7 +29,8 @@ from patchlib.sweep import store
 from patchlib.sweep.patching import patch
 
 TOLERANCE = 1e-4
-"""How far a stored number may be from one that is computed anew, in the metric's unit."""
+"""How far a stored number may be from one that is computed anew, in the metric's unit or, of
+numbers above 1, as a share: of greater-than's answers the logits are summed."""
 
 
 def listed(model: str) -> dict[str, dict[str, Any]]:
@@ -99,7 +100,7 @@ def difference(model: TransformerBridge, name: str, seed: int | None = None) -> 
         seed: draws two prompts and two layers, or three heads, to compare; everything where None.
 
     Returns:
-        The largest absolute difference of any metric in any run.
+        The largest difference of any metric in any run, as `TOLERANCE` has it.
 
     Raises:
         PatchlibError: where the sweep is not stored as a whole.
@@ -120,7 +121,8 @@ def difference(model: TransformerBridge, name: str, seed: int | None = None) -> 
     here = patch(model, pairs, **settings, **keep, recompute=True)
     measured = ["patched", "clean", "corrupted"]
     xr.testing.assert_equal(there[measured].isnull(), here[measured].isnull())
-    return max(float(abs(there[run] - here[run]).max()) for run in measured)
+    apart = [abs(there[run] - here[run]) / abs(here[run]).clip(min=1) for run in measured]
+    return max(float(each.max()) for each in apart)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
