@@ -13,6 +13,7 @@ from .lessons.claims import predict as predict
 from .lessons.start import show_pairs as show_pairs
 from .lessons.start import start as start
 from .measure.curves import compare_windows as compare_windows
+from .measure.curves import favours_last as favours_last
 from .measure.curves import last_to_middle as last_to_middle
 from .measure.curves import peaks as peaks
 from .measure.detection import detect as detect

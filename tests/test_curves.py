@@ -5,6 +5,7 @@ import pytest
 import xarray as xr
 
 import patchlib as pl
+from patchlib.errors import PatchlibError
 from patchlib.measure.resamples import ratio_ends, resampled
 from patchlib.measure.sweeps import Sweep
 
@@ -137,6 +138,23 @@ def test_last_to_middle_by_hand():
     fx["effect"] = fx.effect * xr.DataArray([0.5, 0.1], dims="position")
     row = pl.last_to_middle(Sweep({"STR": fx})).iloc[0]
     assert (row["last"], row.middle, row.ratio) == (3, 1.5, 2)
+
+
+def test_metrics_are_compared_on_the_same_resamples():
+    """Prompts differ in size and not in ratio: every resample says what all of them say."""
+    size = np.array([1.0, 5.0, 20.0])
+    places = ["middle_subject", "last_subject"]
+    both = [
+        by_hand(np.tile([size, times * size], (1, 2, 1, 1)), positions=places) for times in (3, 2)
+    ]
+    fx = xr.concat([both[0], both[1].assign_coords(metric=["logit_diff"])], "metric")
+    sweep = Sweep({"GN": fx})
+    ratios = pl.last_to_middle(sweep)
+    assert ratios.ratio["GN", "prob", 1] == 3 and ratios.ratio["GN", "logit_diff", 1] == 2
+    assert pl.favours_last(sweep).to_dict() == {("GN", 1): 1.0}
+    assert pl.favours_last(sweep, "logit_diff", "prob").to_dict() == {("GN", 1): 0.0}
+    with pytest.raises(PatchlibError, match="no metric 'kl': this sweep has prob, logit_diff"):
+        pl.favours_last(sweep, "kl")
 
 
 def test_no_ratio_over_a_middle_of_no_effect():

@@ -163,13 +163,9 @@ def last_to_middle(sweep: Sweep) -> pd.DataFrame:
     n = 0
     for run, fx in sweep.items():
         for metric, window, _, some in _curves(fx):
-            some = some.isel(prompt=some.effect.sel(position=MIDDLE).notnull().all("layer").values)
+            some = _with_middle(some)
             n = some.sizes["prompt"]
-            if not n:
-                raise PatchlibError("no prompt has a middle subject token: give longer subjects")
-            # Effects of the two positions may differ in their normaliser; what was measured not.
-            way = (some.patched - some.corrupted).sum("layer")
-            top, bottom = way.sel(position=LAST), way.sel(position=MIDDLE)
+            top, bottom = _last_and_middle(some)
             ratio = float(top.mean() / bottom.mean())
             middle = float(some.effect.sel(position=MIDDLE).sum("layer").mean())
             rows[run, metric, window] = {
@@ -182,6 +178,57 @@ def last_to_middle(sweep: Sweep) -> pd.DataFrame:
     return frame
 
 
+def favours_last(sweep: Sweep, metric: str = "prob", than: str = "logit_diff") -> pd.Series:
+    """How surely one metric favours the last subject token more than another does (Section 4.1).
+
+    Two intervals of `last_to_middle` may overlap although the two ratios, which are of the same
+    prompts, differ in nearly every resample of them.
+
+    Args:
+        sweep: as in `last_to_middle`.
+        metric: the metric whose ratio should be the larger one.
+        than: the metric that it is compared with.
+
+    Returns:
+        For each ``run, window`` the share of 1,000 resamples of the prompts in which the ratio of
+        last to middle is larger by ``metric``; below 0.025 and above 0.975 the answer is sure. A
+        middle of no positive effect counts as the larger ratio. NaN for a single prompt.
+
+    Raises:
+        PatchlibError: as `last_to_middle` does, and for a metric that the sweep does not have.
+
+    Example:
+        >>> import patchlib as pl
+        >>> model = pl.load_model("mini")
+        >>> facts = pl.tasks.factual_recall(model, n=20)
+        >>> mlps = pl.sweep(model, facts, {"STR": pl.STR("subject")}, "mlp", progress=False,
+        ...                 positions=["middle_subject", "last_subject"])
+        >>> favours_last(mlps).index.tolist()
+        [('STR', 1)]
+    """
+    _require_layers(sweep, positions=(MIDDLE, LAST))
+    for name in (metric, than):
+        if name not in sweep.metrics:
+            raise PatchlibError(f"no metric {name!r}: this sweep has {', '.join(sweep.metrics)}")
+    shares: dict[tuple[str, int], float] = {}
+    for run, fx in sweep.items():
+        again = {
+            (name, window): [resampled(each) for each in _last_and_middle(_with_middle(some))]
+            for name, window, _, some in _curves(fx)
+        }
+        for name, window in again:
+            if name == metric:
+                (top, bottom), (other_top, other_bottom) = (
+                    again[each, window] for each in (metric, than)
+                )
+                # Of two positive middles the larger ratio, without dividing by what may be zero.
+                more = xr.where(bottom > 0, top * other_bottom > other_top * bottom, True)
+                known = bool(bottom.notnull().all())
+                shares[run, window] = float(more.mean()) if known else np.nan
+    series = pd.Series(shares, name="share")
+    return series.rename_axis(["run", "window"])
+
+
 def is_salient(share: float) -> bool:
     """Whether a peak brings the metric far enough: a tenth of the way from corrupted to clean."""
     return bool(share >= _SALIENT)
@@ -192,6 +239,21 @@ def table(rows: Rows, columns: list[str]) -> pd.DataFrame:
     index = pd.MultiIndex.from_tuples(rows, names=["run", "metric", "window"])
     # In this order pandas finds several rows, as in frame.loc["GN", "prob"], without a warning.
     return pd.DataFrame(list(rows.values()), index=index, columns=columns).sort_index()
+
+
+def _with_middle(some: xr.Dataset) -> xr.Dataset:
+    """The prompts that have a middle subject token."""
+    some = some.isel(prompt=some.effect.sel(position=MIDDLE).notnull().all("layer").values)
+    if not some.sizes["prompt"]:
+        raise PatchlibError("no prompt has a middle subject token: give longer subjects")
+    return some
+
+
+def _last_and_middle(some: xr.Dataset) -> list[xr.DataArray]:
+    """Sums over layers for each prompt, at the last and at the middle subject tokens."""
+    # Effects of the two positions may differ in their normaliser; what was measured not.
+    way = (some.patched - some.corrupted).sum("layer")
+    return [way.sel(position=LAST), way.sel(position=MIDDLE)]
 
 
 def _first_middle(some: xr.Dataset, before: int) -> int:
