@@ -24,6 +24,7 @@ import pandas as pd
 
 import patchlib as pl
 
+pd.options.display.max_colwidth = None  # lists of heads are shown whole
 model, pairs, S = pl.start("app_f_which_tokens")
 for site in ["S2", "S1+IO"]:
     pl.show_pairs(model, pairs, site, n=1)
@@ -95,8 +96,9 @@ pl.claim("F-4", 2 * len(s1io.found("STR") & sweep.found("STR")) < len(s1io.found
          S2=sweep.found("STR"), S1_and_IO=s1io.found("STR"))
 
 # %% [markdown]
-# This is no disagreement between methods, such as that of STR and GN in [3.1](03_1_ioi_circuit.ipynb). The two choices ask about two different
-# things, and each list answers its own question. A list of heads without the corrupted tokens beside it says little.
+# This is no disagreement between methods, such as that of STR and GN in [3.1](03_1_ioi_circuit.ipynb). The two choices ask
+# about two different things, and each list answers its own question. A list of heads without the corrupted tokens beside it
+# says little.
 #
 # ## 3 Who came to light?
 #
@@ -114,8 +116,8 @@ pl.paper.sweep("table4").overlap("STR", "GN")
 
 # %% [markdown]
 # For the loaded model we ask what *all* heads look at, not only the detected ones, or we could not see which are missed.
-# The rule is that of [3.1](03_1_ioi_circuit.ipynb): a Name Mover looks at IO from the last token and would copy a name that it looks at, a Negative
-# Name Mover looks there and suppresses it, an S-Inhibition head looks at S2.
+# The rule is that of [3.1](03_1_ioi_circuit.ipynb): a Name Mover looks at IO from the last token and would copy a name that
+# it looks at, a Negative Name Mover looks there and suppresses it, an S-Inhibition head looks at S2.
 
 # %%
 roles = pl.head_roles(model, pairs[:50])
