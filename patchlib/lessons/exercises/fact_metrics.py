@@ -13,7 +13,8 @@ effect *under GN*, by each metric? Use `maps.mean["GN"].effect`.
     pl.check("4.1.2", answer, maps=maps)
 
 **3 Predict, then test.** At the cell of section 4, which share of the prompts gained at least one
-nat of logit difference and less than 0.01 of probability? Guess from the table, then count in `at`.
+nat of logit difference and less than a hundredth of probability? Guess from the table, then count
+in `at`.
 
     answer = ...  # a number from 0 to 1
     pl.check("4.1.3", answer, at=at)
