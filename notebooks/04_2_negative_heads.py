@@ -92,7 +92,7 @@ pl.claim("42-3", floors["GN"].ratio < floors["STR"].ratio,
 # %% [markdown]
 # `low` and `high` hold 95 % of the ratios over resampled prompts. On SmolLM2 the ratio under STR is above 1, and so is
 # its interval: there the empty list of negative heads was certain before any head was patched. Under GN, where the
-# corrupted run keeps more of the answer, only a quarter of the room is used up.
+# corrupted run keeps more of the answer, the threshold takes a quarter of the room.
 #
 # ## 4 Who is missed?
 #
