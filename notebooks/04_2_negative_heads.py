@@ -184,7 +184,7 @@ pl.check("4.2.1", answer, sweep=sweep)
 # %% [markdown]
 # **2 The floor in a toy.** A model knows two answers and gives the right one the probability p. A head takes `nats` nats
 # away from the right one's logit. Write its effect on the probability as a function of p and nats, and look at it for
-# p = 0.5 and p = 0.01.
+# `p = 0.5` and `p = 0.01`.
 
 # %%
 my_effect = ...  # a function of p and nats
