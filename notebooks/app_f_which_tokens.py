@@ -54,8 +54,9 @@ pl.predict("F-2", "some of them")  # or "all", "none"
 pl.predict("F-4", "mostly the same heads")  # or "mostly others"
 
 # %% [markdown]
-# The same prompts twice, with other tokens corrupted. First the runs in which nothing is patched. **Look for** what is left
-# of the answer under STR, and for the logit difference of each corrupted run.
+# The same prompts twice, with other tokens corrupted (on SmolLM2 the first 100 of the 500 prompts of
+# [3.1](03_1_ioi_circuit.ipynb)). First the runs in which nothing is patched. **Look for** what is left of the answer under
+# STR, and for the logit difference of each corrupted run.
 
 # %%
 METRICS, RUNS = ["prob", "logit_diff", "kl"], ["STR", "GN"]
@@ -72,7 +73,9 @@ pd.concat(runs, names=["corrupted"]).round(3)
 # each choice. Here it is, in logits:
 
 # %%
-way = pd.DataFrame({site: run.logit_diff["clean"] - run.logit_diff.loc[RUNS] for site, run in runs.items()})
+way = pd.DataFrame(
+    {site: run.logit_diff["clean"] - run.logit_diff.loc[RUNS] for site, run in runs.items()}
+)
 way.round(2)
 
 # %% [markdown]
@@ -92,8 +95,12 @@ pl.plot.heatmaps(destroyed.mean, ["logit_diff", "kl"])
 destroyed.overlap("S2", "S1+IO")
 
 # %%
-pl.claim("F-4", 2 * len(s1io.found("STR") & sweep.found("STR")) < len(s1io.found("STR") | sweep.found("STR")),
-         S2=sweep.found("STR"), S1_and_IO=s1io.found("STR"))
+pl.claim(
+    "F-4",
+    2 * len(s1io.found("STR") & sweep.found("STR")) < len(s1io.found("STR") | sweep.found("STR")),
+    S2=sweep.found("STR"),
+    S1_and_IO=s1io.found("STR"),
+)
 
 # %% [markdown]
 # This is no disagreement between methods, such as that of STR and GN in [3.1](03_1_ioi_circuit.ipynb). The two choices ask
@@ -121,29 +128,57 @@ pl.paper.sweep("table4").overlap("STR", "GN")
 
 # %%
 roles = pl.head_roles(model, pairs[:50])
-movers, negative, inhibition = (pl.Heads(roles.index[roles.role == role])
-                                for role in ("Name Mover", "Negative Name Mover", "S-Inhibition"))
+movers, negative, inhibition = (
+    pl.Heads(roles.index[roles.role == role])
+    for role in ("Name Mover", "Negative Name Mover", "S-Inhibition")
+)
 
 # %%
-pl.claim("F-1", all(movers <= s1io.found(r, m, "positive") for r in RUNS for m in METRICS if (r, m) != ("STR", "prob")),
-         parts=movers, name_movers=movers, **{r: movers & s1io.found(r, sign="positive") for r in RUNS})
+pl.claim(
+    "F-1",
+    all(
+        movers <= s1io.found(r, m, "positive")
+        for r in RUNS
+        for m in METRICS
+        if (r, m) != ("STR", "prob")
+    ),
+    parts=movers,
+    name_movers=movers,
+    **{r: movers & s1io.found(r, sign="positive") for r in RUNS},
+)
 
 # %%
-pl.claim("F-2", not any(inhibition & s1io.found(r, m) for r in RUNS for m in METRICS), parts=inhibition,
-         inhibition=len(inhibition), with_S2=inhibition & sweep.anywhere(), with_S1_and_IO=inhibition & s1io.anywhere())
+unsure = pl.Heads(h for r in RUNS for m in METRICS for h in inhibition & s1io.at_threshold(r, m))
+pl.claim(
+    "F-2",
+    not any(inhibition & s1io.found(r, m) for r in RUNS for m in METRICS),
+    parts=inhibition,
+    close=bool(unsure) and inhibition & s1io.anywhere() <= unsure,
+    at_threshold=pl.Heads(dict.fromkeys(unsure)),
+    with_S2=inhibition & sweep.anywhere(),
+    with_S1_and_IO=inhibition & s1io.anywhere(),
+)
 
 # %% [markdown]
 # The Negative Name Movers suppress a name that they look at. Which metric can see that, where the name has hardly any
 # probability left to lose?
 
 # %%
-pl.claim("F-3", all(negative & s1io.found(r, m, "negative") for r in RUNS for m in ["logit_diff", "kl"])
-         and not any(negative & s1io.found(r, "prob") for r in RUNS), parts=negative,
-         **{m: negative & s1io.found("STR", m, "negative") for m in METRICS})
+pl.claim(
+    "F-3",
+    all(negative & s1io.found(r, m, "negative") for r in RUNS for m in ["logit_diff", "kl"])
+    and not any(negative & s1io.found(r, "prob") for r in RUNS),
+    parts=negative,
+    **{m: negative & s1io.found("STR", m, "negative") for m in METRICS},
+)
 
 # %% [markdown]
-# The reason is the floor of [4.2](04_2_negative_heads.ipynb): no patch can take more probability than the corrupted run
-# has. Other tokens change what can be found, and they also change how much room each metric leaves.
+# On SmolLM2, a model of another family, the Name Movers 23.0, 23.1 and 23.7 come to light as in GPT-2 small, and 24.4 works
+# against them by logit difference and KL divergence alone. Of the S-Inhibition heads none is detected; for 20.0 and 23.3 the
+# intervals reach a threshold, so that "none" is not certain.
+#
+# The reason for what probability misses is the floor of [4.2](04_2_negative_heads.ipynb): no patch can take more probability
+# than the corrupted run has. Other tokens change what can be found, and they also change how much room each metric leaves.
 #
 # ## 4 One table: what each choice can see
 #
@@ -156,15 +191,22 @@ abc = pl.sweep(model, pairs, {"STR": pl.STR("ABC")}, metrics=METRICS)
 choices = pl.Sweep({"S2": sweep["STR"], "S1+IO": s1io["STR"], "ABC": abc["STR"]})
 found = choices.anywhere()
 
-def effects(fx):
-    return [float(fx.effect.sel(metric="logit_diff", layer=layer, head=head)) for layer, head in found]
 
-by_choice = pd.DataFrame({site: effects(fx) for site, fx in choices.mean.items()}, index=list(map(str, found)))
+def effects(fx):
+    return [
+        float(fx.effect.sel(metric="logit_diff", layer=layer, head=head)) for layer, head in found
+    ]
+
+
+by_choice = pd.DataFrame(
+    {site: effects(fx) for site, fx in choices.mean.items()}, index=list(map(str, found))
+)
 roles[["role"]].join(by_choice.round(2), how="right")
 
 # %% [markdown]
-# To destroy more is not to see more. A head that passes on *which name occurs twice* stands out where this alone was
-# destroyed; where the names are gone as well, what it passes on has nothing left to act on. Each column is one question.
+# To destroy more is not to see more. On SmolLM2, 20.0 and 17.4 stand out where only *which name occurs twice* was destroyed.
+# With three new names they do nothing: what they pass on has no names left to act on. And 23.3 does more than ever, since
+# it looks at S2 and suppresses the name that stands there, with no help from any other head. Each column is one question.
 #
 # ## 5 How sure are you?
 #
@@ -213,8 +255,8 @@ my_together = ...  # a function of a list of heads
 pl.check("F.2", my_together, model=model, pairs=some, heads=best)
 
 # %% [markdown]
-# **3 Which of the two?** S1+IO replaces two names at once. The three heads that do most there (`best`): do they bring back what
-# stood at S1, or what stood at IO? Guess from what they look at. Then corrupt S1 alone and IO alone (STR), and restore the
+# **3 Which of the two?** S1+IO replaces two names at once. The three heads that do most there (`best`): do they bring
+# back what stood at S1, or what stood at IO? Guess from what they look at. Then corrupt S1 alone and IO alone (STR), and restore the
 # three together with `pl.patch_together`, on `some`. Give the site at which they bring back more KL divergence, and how
 # many nats.
 

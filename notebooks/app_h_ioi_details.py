@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Appendix H: from six maps to thirty fractions
 #
-# **Time** 20 minutes, with the exercises 45 · **Paper** [Zhang & Nanda, ICLR 2024](https://arxiv.org/abs/2309.16042), Appendix H (Table 5, Figures 28 and 29), Section 3.1 (Table 1) · **Before this** [3.1](03_1_ioi_circuit.ipynb)
+# **Time** 20 minutes, with the exercises 45 · **Paper** [Zhang & Nanda, ICLR 2024](https://arxiv.org/abs/2309.16042), Appendix H (Table 5, Figures 28 and 29), Table 1 · **Before this** [3.1](03_1_ioi_circuit.ipynb)
 #
 # Table 1 of the paper is what people quote: "of three Name Movers, one was found". It holds thirty such fractions and not a
 # single effect. Behind it stand six lists of heads (Table 5), behind them six maps (Figures 28 and 29), and behind these
@@ -38,8 +38,15 @@ METRICS, RUNS = ["prob", "logit_diff", "kl"], ["STR", "GN"]
 
 # %%
 wang = pl.paper.value("ioi_circuit")
-pd.DataFrame({role: {"sign": one["sign"], **{kind: str(pl.Heads(one[kind])) for kind in ("main", "fuzzy")}}
-              for role, one in wang.items()}).T
+pd.DataFrame(
+    {
+        role: {
+            "sign": one["sign"],
+            **{kind: str(pl.Heads(one[kind])) for kind in ("main", "fuzzy")},
+        }
+        for role, one in wang.items()
+    }
+).T
 
 # %% [markdown]
 # Three rules turn the lists into fractions. Only *main* heads count. A head counts if it was detected *with the sign of its
@@ -48,18 +55,27 @@ pd.DataFrame({role: {"sign": one["sign"], **{kind: str(pl.Heads(one[kind])) for 
 # %%
 ROLES = ["Name Mover", "Duplicate Token", "S-Inhibition", "Negative Name Mover", "Induction"]
 
+
 def count(heads, role, lists, metric, run):
     found = lists.found(run, metric, wang[role]["sign"])
     return f"{len(heads & found)}/{len(heads)}"
 
+
 def table1(lists, classes):
     rows = pd.MultiIndex.from_product([METRICS, RUNS], names=["metric", "corruption"])
-    return pd.DataFrame({role: [count(classes[role], role, lists, *row) for row in rows] for role in ROLES}, rows)
+    return pd.DataFrame(
+        {role: [count(classes[role], role, lists, *row) for row in rows] for role in ROLES}, rows
+    )
+
 
 # %%
 counted = table1(pl.paper.sweep("table5"), {role: pl.Heads(wang[role]["main"]) for role in ROLES})
 printed = pd.DataFrame(pl.paper.value("table1")).set_index(["metric", "corruption"])[ROLES]
-pl.claim("All thirty fractions of Table 1 follow from Table 5", (counted == printed).all(axis=None), fractions=counted.size)
+pl.claim(
+    "All thirty fractions of Table 1 follow from Table 5",
+    (counted == printed).all(axis=None),
+    fractions=counted.size,
+)
 
 # %%
 counted
@@ -88,7 +104,9 @@ here = {key: {"mean": float(each.mean()), "SD": float(each.std())} for key, each
 figures = {"STR": "figure28", "GN": "figure29"}
 paper = {(run, m): pl.paper.value(figures[run])[run][m] for run, m in effects}
 gpt2 = {key: {"mean": each["mean"], "SD": each["sd"]} for key, each in paper.items()}
-pd.concat({"this model": pd.DataFrame(here).T, "GPT-2 small": pd.DataFrame(gpt2).T}, axis=1).round(4)
+pd.concat({"this model": pd.DataFrame(here).T, "GPT-2 small": pd.DataFrame(gpt2).T}, axis=1).round(
+    4
+)
 
 # %% [markdown]
 # In GPT-2 small the means are close to zero, since most heads do nothing, and the standard deviation is made by the few that
@@ -102,20 +120,35 @@ pd.concat({"this model": pd.DataFrame(here).T, "GPT-2 small": pd.DataFrame(gpt2)
 pl.predict("31-9", "the same heads")  # or "different heads"
 
 # %%
-pd.DataFrame({(run, sign): {m: str(sweep.found(run, m, sign)) for m in METRICS}
-              for run in RUNS for sign in ("positive", "negative")})
+pd.DataFrame(
+    {
+        (run, sign): {m: str(sweep.found(run, m, sign)) for m in METRICS}
+        for run in RUNS
+        for sign in ("positive", "negative")
+    }
+)
 
 # %%
-pl.claim("31-9", all(sweep.found("STR", m, "positive") == sweep.found("STR", "prob", "positive") for m in METRICS),
-         **{m: sweep.found("STR", m, "positive") for m in METRICS})
+pl.claim(
+    "31-9",
+    all(
+        sweep.found("STR", m, "positive") == sweep.found("STR", "prob", "positive") for m in METRICS
+    ),
+    **{m: sweep.found("STR", m, "positive") for m in METRICS},
+)
 
 # %% [markdown]
 # Is there a head like 0.10 of GPT-2 small, one that only noise makes negative?
 
 # %%
-pl.claim("32-1", bool(pl.Heads(h for m in METRICS for h in sweep.found("GN", m, "negative"))
-                      - [h for m in METRICS for h in sweep.found("STR", m, "negative")]),
-         **{r: {m: sweep.found(r, m, "negative") for m in METRICS} for r in RUNS})
+pl.claim(
+    "32-1",
+    bool(
+        pl.Heads(h for m in METRICS for h in sweep.found("GN", m, "negative"))
+        - [h for m in METRICS for h in sweep.found("STR", m, "negative")]
+    ),
+    **{r: {m: sweep.found(r, m, "negative") for m in METRICS} for r in RUNS},
+)
 
 # %% [markdown]
 # On SmolLM2 the rule finds one such head, 21.5, by KL divergence.
@@ -124,8 +157,15 @@ pl.claim("32-1", bool(pl.Heads(h for m in METRICS for h in sweep.found("GN", m, 
 # GPT-2 small alone, for which there is a list.
 
 # %%
-circuit = pl.Heads(head for one in wang.values() for kind in ("main", "fuzzy") for head in one[kind])
-pl.claim("31-12", sweep.anywhere() <= circuit, detected=sweep.anywhere(), outside=sweep.anywhere() - circuit)
+circuit = pl.Heads(
+    head for one in wang.values() for kind in ("main", "fuzzy") for head in one[kind]
+)
+pl.claim(
+    "31-12",
+    sweep.anywhere() <= circuit,
+    detected=sweep.anywhere(),
+    outside=sweep.anywhere() - circuit,
+)
 
 # %% [markdown]
 # ## 4 Table 1 of this model
@@ -151,13 +191,26 @@ pl.predict("31-15", "GN finds fewer")  # or "as many", "more"
 # %%
 under_noise = {m: duplicate & sweep.found("GN", m) for m in METRICS}
 unsure = all(heads <= sweep.at_threshold("GN", m) for m, heads in under_noise.items())
-pl.claim("31-14", any(duplicate & sweep.found("GN", m) for m in METRICS)
-         and not any(duplicate & sweep.found("STR", m) for m in METRICS), parts=duplicate,
-         close=any(under_noise.values()) and unsure, act_like_one=len(duplicate), GN=under_noise)
+pl.claim(
+    "31-14",
+    any(duplicate & sweep.found("GN", m) for m in METRICS)
+    and not any(duplicate & sweep.found("STR", m) for m in METRICS),
+    parts=duplicate,
+    close=any(under_noise.values()) and unsure,
+    act_like_one=len(duplicate),
+    GN=under_noise,
+)
 
 # %%
-pl.claim("31-15", all(len(inhibition & sweep.found("GN", m)) < len(inhibition & sweep.found("STR", m)) for m in ["prob", "kl"]),
-         parts=inhibition, **{m: {r: inhibition & sweep.found(r, m) for r in RUNS} for m in ["prob", "kl"]})
+pl.claim(
+    "31-15",
+    all(
+        len(inhibition & sweep.found("GN", m)) < len(inhibition & sweep.found("STR", m))
+        for m in ["prob", "kl"]
+    ),
+    parts=inhibition,
+    **{m: {r: inhibition & sweep.found(r, m) for r in RUNS} for m in ["prob", "kl"]},
+)
 
 # %% [markdown]
 # Each of these claims compares counts of a few heads, and one head that crosses its threshold turns ✓ into ✗. On SmolLM2 both
@@ -181,15 +234,26 @@ pd.Series({"all heads": cells, "expected by chance": by_chance} | found).round(1
 # halves, detect in each, and compare.
 
 # %%
-halves = {r: pl.Sweep({"first": sweep[r].isel(prompt=slice(0, None, 2)), "second": sweep[r].isel(prompt=slice(1, None, 2))})
-          for r in RUNS}
+halves = {
+    r: pl.Sweep(
+        {
+            "first": sweep[r].isel(prompt=slice(0, None, 2)),
+            "second": sweep[r].isel(prompt=slice(1, None, 2)),
+        }
+    )
+    for r in RUNS
+}
 pd.concat({r: halves[r].overlap("first", "second") for r in RUNS}, names=["corruption"])
 
 # %%
 both = {r: halves[r].found("first") & halves[r].found("second") for r in RUNS}
 either = {r: halves[r].found("first") | halves[r].found("second") for r in RUNS}
-pl.claim("Two halves of the prompts detect mostly the same heads, by logit difference",
-         all(2 * len(both[r]) > len(either[r]) for r in RUNS), both=both, only_one={r: either[r] - both[r] for r in RUNS})
+pl.claim(
+    "Two halves of the prompts detect mostly the same heads, by logit difference",
+    all(2 * len(both[r]) > len(either[r]) for r in RUNS),
+    both=both,
+    only_one={r: either[r] - both[r] for r in RUNS},
+)
 
 # %% [markdown]
 # The heads of one half alone are those to be careful with. They are no errors: their effect lies at the threshold, and
@@ -200,7 +264,10 @@ pl.claim("Two halves of the prompts detect mostly the same heads, by logit diffe
 pl.plot.ranked(sweep.mean["GN"], "kl")
 
 # %%
-print("at the threshold:", {run: {m: str(sweep.at_threshold(run, m)) for m in METRICS} for run in RUNS})
+print(
+    "at the threshold:",
+    {run: {m: str(sweep.at_threshold(run, m)) for m in METRICS} for run in RUNS},
+)
 
 # %% [markdown]
 # ## Summary
