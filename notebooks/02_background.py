@@ -11,7 +11,7 @@
 #
 # **Time** 25 minutes, with the exercises 40 · **Paper** [Zhang & Nanda, ICLR 2024](https://arxiv.org/abs/2309.16042), Section 2, Appendices B to E · **Before this** `00_start_here`
 #
-# "Head 9.9 brings back thirty percent." Thirty percent of *what*? Of a number that depends on how the sentence was spoilt
+# "This head brings back thirty percent." Thirty percent of *what*? Of a number that depends on how the sentence was spoilt
 # and on what you read off the model's output. The two choices are made in a line of code and rarely looked at again, and the
 # paper shows that they decide what you find. So here we take both apart, on one sentence, with nothing but PyTorch.
 #

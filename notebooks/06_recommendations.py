@@ -9,7 +9,7 @@
 # %% [markdown]
 # # 6 Which settings for a study of your own?
 #
-# **Time** 25 minutes, with the exercises 40 · **Paper** [Zhang & Nanda, ICLR 2024](https://arxiv.org/abs/2309.16042), Section 6, with 3.2, 4.2, 5 and Appendix F · **Before this** `02_background`, `03_1_ioi_circuit`
+# **Time** 25 minutes, with the exercises 40 · **Paper** [Zhang & Nanda, ICLR 2024](https://arxiv.org/abs/2309.16042), Section 6, with §3.2, §4.2, §5 and Appendix F · **Before this** `02_background`, `03_1_ioi_circuit`
 #
 # You have a model, a behaviour and a week. Before the first sweep you must choose how to corrupt, what to measure, how many
 # layers to restore at a time, and which tokens to spoil. The paper ends on advice for each choice. But advice from GPT-2 is
@@ -35,6 +35,7 @@ import torch
 import patchlib as pl
 
 model, pairs, S = pl.start("3_1_ioi")
+pairs = pairs[:100]
 METRICS, RUNS = ["prob", "logit_diff", "kl"], ["STR", "GN"]
 corruptions = {"STR": pl.STR("S2"), "GN": pl.GN("S2")}
 
@@ -50,7 +51,7 @@ corruptions = {"STR": pl.STR("S2"), "GN": pl.GN("S2")}
 # shrink from layer to layer?
 
 # %%
-some, reference = pairs[:30], pairs[30:100]
+some, reference = pairs[:30], pairs[30:]
 far = {
     name: pl.ood(model, some, corruption, positions=["S2", "last"], reference=reference)
     for name, corruption in corruptions.items()
@@ -64,8 +65,9 @@ pd.concat({name: mean.sel(layer=layers).to_pandas() for name, mean in means.item
 )
 
 # %% [markdown]
-# A distance far above 1 says that the run being patched is unlike any clean prompt *of this task*. It does not say that a
-# result is wrong. [3.2](03_2_out_of_distribution.ipynb) shows what it does to the heads that read the names.
+# On SmolLM2 replacement stays at 1 in every layer, while noise starts at 1.4 and moves *out* from layer to layer, to 2.4; on
+# `mini` it starts near 5 and comes back to 2. A distance far above 1 says that the run being patched is unlike any clean
+# prompt *of this task*. It does not say that a result is wrong. [3.2](03_2_out_of_distribution.ipynb) shows what it does to the heads that read the names.
 #
 # ## 2 Metric: what does probability add, and what does it hide?
 #
@@ -73,7 +75,7 @@ pd.concat({name: mean.sel(layer=layers).to_pandas() for name, mean in means.item
 # should ignore it. We need no such component to test that: add 1 to the logits of both names after the corrupted run.
 
 # %%
-pl.predict("6-1", "probability rises under GN more than under STR")
+pl.predict("6-1", "both rise")  # or "only probability rises", "neither"
 
 
 # %%
@@ -128,6 +130,9 @@ def negative(metric):
 pd.DataFrame({metric: negative(metric) for metric in ("logit_diff", "kl", "prob")})
 
 # %% [markdown]
+# On SmolLM2 the logit difference finds 29.0 and 24.4 working against the answer under each of the three choices, and
+# probability under none of them.
+#
 # ## 3 Window: more than its layers?
 #
 # Where single layers show little, one may restore several adjacent ones together, as the paper does for facts. Compare a
@@ -143,8 +148,9 @@ mlps = pl.sweep(model, facts, replaced, "mlp", metrics=METRICS, progress=False, 
 pl.compare_windows(mlps).round(2)
 
 # %% [markdown]
-# The interval (`low` to `high`) is over prompts. Where it holds 1 you cannot tell. A peak of a window belongs to the window:
-# do not write that "layer 15" does it. [Notebook 5](05_sliding_window.ipynb) has the whole comparison.
+# The interval (`low` to `high`) is over prompts. Where it holds 1 you cannot tell. On SmolLM2 windows do clearly *less* than
+# the sum of their layers by logit difference and rather more by probability, so that even "more than its layers" is a
+# statement about a metric. And a peak of a window belongs to the window: do not write that "layer 15" does it. [Notebook 5](05_sliding_window.ipynb) has the whole comparison.
 #
 # ## 4 Tokens: another question, other heads
 #
@@ -161,7 +167,7 @@ table
 print("under every choice:", lists["S2"] & lists["S1+IO"] & lists["ABC"])
 
 # %% [markdown]
-# No list is wrong. Each answers the question that its tokens ask, and [Appendix F](app_f_which_tokens.ipynb) names the heads
+# On SmolLM2 these are 29.1, 29.0 and 24.4, out of a dozen heads. No list is wrong. Each answers the question that its tokens ask, and [Appendix F](app_f_which_tokens.ipynb) names the heads
 # behind each.
 #
 # ## 5 One step away
@@ -194,6 +200,7 @@ choices = pl.choices.Choices(study, start, sites=["S1+IO", "ABC"])
 
 # %%
 def told(cautions):
+    print(len(cautions), "cautions")
     for row in cautions.itertuples():
         print(row.caution.upper(), fill(row.because, 96), "→ " + row.instead, "", sep="\n")
 
