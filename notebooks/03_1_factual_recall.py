@@ -42,8 +42,19 @@ pl.show_pairs(model, pairs, "subject", n=2)
 # %%
 METRICS, RUNS = ["prob", "logit_diff"], ["STR", "GN"]
 corruptions = {"STR": pl.STR("subject"), "GN": pl.GN("subject", draws=S["draws"])}
-sweep = pl.sweep(model, pairs, corruptions, "mlp", metrics=METRICS,
-                 positions="last_subject", window=S["window"], before=S["before"], progress=False)
+
+# %%
+sweep = pl.sweep(
+    model,
+    pairs,
+    corruptions,
+    "mlp",
+    metrics=METRICS,
+    positions="last_subject",
+    window=S["window"],
+    before=S["before"],
+    progress=False,
+)
 sweep.runs().round(3)
 
 # %% [markdown]
@@ -61,16 +72,20 @@ one, dirty = pairs[:1], pl.STR("subject").tokens(pairs[:1])
 with torch.no_grad():
     clean_logits, cache = model.run_with_cache(one.clean_tokens)
 
+
 def ld(logits):
     return (logits[0, -1, one.answers] - logits[0, -1, one.wrong_answers]).item()
+
 
 # %%
 layer = 1
 name = get_act_name("mlp_out", layer)
 
+
 def restore(mlp_out, hook):
     mlp_out[:, place] = cache[name][:, place]
     return mlp_out
+
 
 with torch.no_grad():
     corrupted = ld(model(dirty))
@@ -78,9 +93,13 @@ with torch.no_grad():
 effect = (patched - corrupted) / (ld(clean_logits) - corrupted)
 
 # %%
-fx = pl.patch(model, one, "mlp", corruption=pl.STR("subject"), positions="last_subject", progress=False)
+fx = pl.patch(
+    model, one, "mlp", corruption=pl.STR("subject"), positions="last_subject", progress=False
+)
 same = float(fx.effect.sel(metric="logit_diff", layer=layer))
-pl.claim("By hand and by pl.patch the same", abs(effect - same) < 1e-3, by_hand=effect, by_patch=same)
+pl.claim(
+    "By hand and by pl.patch the same", abs(effect - same) < 1e-3, by_hand=effect, by_patch=same
+)
 
 # %% [markdown]
 # ## 3 A window of a tenth of the layers
@@ -121,12 +140,20 @@ peaks = pl.peaks(sweep)
 peaks.xs(w, level="window").round(3)
 
 # %%
-pl.claim("31-1", all(peaks.salient["GN", m, w] for m in ["prob", "logit_diff"]),
-         peak={m: peaks.peak["GN", m, w] for m in METRICS}, layer={m: peaks.layer["GN", m, w] for m in METRICS})
+pl.claim(
+    "31-1",
+    all(peaks.salient["GN", m, w] for m in ["prob", "logit_diff"]),
+    peak={m: peaks.peak["GN", m, w] for m in METRICS},
+    layer={m: peaks.layer["GN", m, w] for m in METRICS},
+)
 
 # %%
-pl.claim("31-3", not any(peaks.salient["STR", m, w] for m in ["prob", "logit_diff"]),
-         peak={m: peaks.peak["STR", m, w] for m in METRICS}, layer={m: peaks.layer["STR", m, w] for m in METRICS})
+pl.claim(
+    "31-3",
+    not any(peaks.salient["STR", m, w] for m in ["prob", "logit_diff"]),
+    peak={m: peaks.peak["STR", m, w] for m in METRICS},
+    layer={m: peaks.layer["STR", m, w] for m in METRICS},
+)
 
 # %% [markdown]
 # A rule that is written down can be disputed. On SmolLM2 both corruptions have a rise by probability, and GN has one by logit
@@ -141,7 +168,11 @@ pl.claim("31-3", not any(peaks.salient["STR", m, w] for m in ["prob", "logit_dif
 
 # %%
 factor = {m: peaks.peak["GN", m, w] / peaks.peak["STR", m, w] for m in METRICS}
-pl.claim("31-5", all(2 <= peaks.peak["GN", m, w] / peaks.peak["STR", m, w] <= 5 for m in ["prob", "logit_diff"]), **factor)
+pl.claim(
+    "31-5",
+    all(2 <= peaks.peak["GN", m, w] / peaks.peak["STR", m, w] <= 5 for m in ["prob", "logit_diff"]),
+    **factor,
+)
 
 # %% [markdown]
 # Is the factor one of this window? The other windows were swept as well.
@@ -174,8 +205,20 @@ for run in RUNS:
 # was. The mean over prompts evens out much of the noise, since every prompt has noise of its own.
 
 # %%
-draws = pl.patch(model, pairs[:30], "mlp", corruption=pl.GN("subject", draws=5), metrics=["prob"], window=w,
-                 layers=[top["GN"]], positions="last_subject", keep_draws=True, progress=False)
+draws = pl.patch(
+    model,
+    pairs[:30],
+    "mlp",
+    corruption=pl.GN("subject", draws=5),
+    metrics=["prob"],
+    window=w,
+    layers=[top["GN"]],
+    positions="last_subject",
+    keep_draws=True,
+    progress=False,
+)
+
+# %%
 draws.effect.squeeze().values.round(3)
 
 # %% [markdown]

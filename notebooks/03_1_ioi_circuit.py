@@ -56,7 +56,12 @@ sweep.runs().round(3)
 # %%
 single = sweep["GN"].corrupted.sel(metric="logit_diff").squeeze()
 print("GN, eight sentences:", single.values[:8].round(1))
-print("right name ahead in", f"{float((single > 0).mean()):.0%}", "· mean size", f"{float(abs(single).mean()):.1f}")
+print(
+    "right name ahead in",
+    f"{float((single > 0).mean()):.0%}",
+    "· mean size",
+    f"{float(abs(single).mean()):.1f}",
+)
 
 # %% [markdown]
 # **STR reverses the information, GN scrambles it.** "Thirty percent of the way back" is thirty percent of a different
@@ -74,14 +79,17 @@ name = get_act_name("z", layer)
 with torch.no_grad():
     clean_logits, cache = model.run_with_cache(some.clean_tokens, names_filter=name)
 
+
 def restore(z, hook):
     z[:, :, head] = cache[name][:, :, head]
     return z
+
 
 # %%
 def ld(logits):
     rows = torch.arange(len(some))
     return (logits[rows, -1, some.answers] - logits[rows, -1, some.wrong_answers]).mean().item()
+
 
 with torch.no_grad():
     patched = ld(model.run_with_hooks(dirty, fwd_hooks=[(name, restore)]))
@@ -91,7 +99,13 @@ effect = (patched - corrupted) / (ld(clean_logits) - corrupted)
 # %%
 fx = pl.patch(model, some, corruption=pl.STR("S2"), metrics=["logit_diff"], progress=False)
 same = float(fx.effect.sel(metric="logit_diff", layer=layer, head=head))
-pl.claim("By hand and by pl.patch the same", abs(effect - same) < 1e-3, head=f"{layer}.{head}", by_hand=effect, by_patch=same)
+pl.claim(
+    "By hand and by pl.patch the same",
+    abs(effect - same) < 1e-3,
+    head=f"{layer}.{head}",
+    by_hand=effect,
+    by_patch=same,
+)
 
 # %% [markdown]
 # An effect of 1 would bring the clean answer back, 0 changes nothing, and a negative one takes the answer further away.
@@ -113,8 +127,11 @@ pl.plot.heatmaps(sweep.mean, METRICS)
 sweep.overlap("STR", "GN")
 
 # %%
-pl.claim("31-8", all(sweep.found("STR", m) != sweep.found("GN", m) for m in METRICS),
-         shared={m: len(sweep.found("STR", m) & sweep.found("GN", m)) for m in METRICS})
+pl.claim(
+    "31-8",
+    all(sweep.found("STR", m) != sweep.found("GN", m) for m in METRICS),
+    shared={m: len(sweep.found("STR", m) & sweep.found("GN", m)) for m in METRICS},
+)
 
 # %%
 pl.claim("31-10", bool(sweep.everywhere()), in_all_six=sweep.everywhere())
@@ -152,7 +169,9 @@ for sd in (1.5, 2, 3):
 
 # %%
 at = ["S2", "last"]
-stream = pl.patch(model, pairs, "resid", corruption=pl.STR("S2"), positions=at, progress=False)
+stream = pl.patch(
+    model, pairs[:200], "resid", corruption=pl.STR("S2"), positions=at, progress=False
+)
 pl.plot.lines(stream)
 
 # %% [markdown]
@@ -160,13 +179,26 @@ pl.plot.lines(stream)
 # token is read out. In between the information *moves*. Which heads carry it? Patch each at one of the two positions:
 
 # %%
-where = pl.patch(model, pairs[:100], corruption=pl.STR("S2"), positions=at, metrics=["logit_diff"], progress=False)
+where = pl.patch(
+    model,
+    pairs[:100],
+    corruption=pl.STR("S2"),
+    positions=at,
+    metrics=["logit_diff"],
+    progress=False,
+)
 pl.strongest(where)
 
 # %%
 size = abs(where.effect).sel(metric="logit_diff").sum("head")
-middle = {p: float((size.sel(position=p) * size.layer).sum() / size.sel(position=p).sum()) for p in at}
-pl.claim("Heads that work at S2 come before heads that work at the last token", middle["S2"] < middle["last"], mean_layer=middle)
+middle = {
+    p: float((size.sel(position=p) * size.layer).sum() / size.sel(position=p).sum()) for p in at
+}
+pl.claim(
+    "Heads that work at S2 come before heads that work at the last token",
+    middle["S2"] < middle["last"],
+    mean_layer=middle,
+)
 
 # %% [markdown]
 # Two stages, then: heads that *notice* at S2, and heads that *pass it on* at the last token.
@@ -180,16 +212,28 @@ pl.claim("Heads that work at S2 come before heads that work at the last token", 
 
 # %%
 roles = pl.head_roles(model, some)
-movers, negative = (pl.Heads(roles.index[roles.role == role]) for role in ("Name Mover", "Negative Name Mover"))
+movers, negative = (
+    pl.Heads(roles.index[roles.role == role]) for role in ("Name Mover", "Negative Name Mover")
+)
 roles.loc[[str(h) for h in sweep.anywhere()]].round(2)
 
 # %%
-pl.claim("31-13", all(len(movers - sweep.found(r, m)) >= 2 for r in RUNS for m in METRICS), parts=movers,
-         name_movers=movers, found_by_any=movers & sweep.anywhere())
+pl.claim(
+    "31-13",
+    all(len(movers - sweep.found(r, m)) >= 2 for r in RUNS for m in METRICS),
+    parts=movers,
+    name_movers=movers,
+    found_by_any=movers & sweep.anywhere(),
+)
 
 # %%
-pl.claim("31-11", all(negative <= sweep.found(r, "logit_diff", "negative") for r in RUNS), parts=negative,
-         negative_name_movers=negative, **{r: sweep.found(r, "logit_diff", "negative") for r in RUNS})
+pl.claim(
+    "31-11",
+    all(negative <= sweep.found(r, "logit_diff", "negative") for r in RUNS),
+    parts=negative,
+    negative_name_movers=negative,
+    **{r: sweep.found(r, "logit_diff", "negative") for r in RUNS},
+)
 
 # %% [markdown]
 # To act like a class is not to be of it: each number is one mean over prompts. What would convince you?
@@ -199,7 +243,9 @@ pl.claim("31-11", all(negative <= sweep.found(r, "logit_diff", "negative") for r
 # Two things were drawn at random: the noise and the sentences. First the noise, ten times.
 
 # %%
-draws = pl.patch(model, some, corruption=pl.GN("S2", draws=10), metrics=METRICS, keep_draws=True, progress=False)
+draws = pl.patch(
+    model, pairs[:20], corruption=pl.GN("S2", draws=10), keep_draws=True, progress=False
+)
 pl.plot.draws(draws)
 
 # %%
@@ -244,7 +290,7 @@ pl.check("3.1.1", answer, sweep=sweep)
 
 # %%
 my_effect = ...  # a function of layer and head
-pl.check("3.1.2", my_effect, model=model, pairs=some)
+pl.check("3.1.2", my_effect, sweep=sweep, model=model, pairs=some)
 
 # %% [markdown]
 # **3 Where it looks, or what it reads?** STR changed something in the strongest head of the last token. Was it where the
@@ -254,7 +300,13 @@ pl.check("3.1.2", my_effect, model=model, pairs=some)
 
 # %%
 answer = ...  # a pair, such as ("k", 0.05)
-pl.check("3.1.3", answer, model=model, pairs=some, head=pl.strongest(where.sel(position="last"))["head"][0])
+pl.check(
+    "3.1.3",
+    answer,
+    model=model,
+    pairs=some,
+    head=pl.strongest(where.sel(position="last"))["head"][0],
+)
 
 # %% [markdown]
 # **To discuss.** Your colleague's list under GN has one head more than yours. Write the two sentences that you would put

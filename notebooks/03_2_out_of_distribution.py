@@ -39,7 +39,9 @@ pl.show_pairs(model, pairs, "S2", n=1)
 
 # %%
 roles = pl.head_roles(model, pairs)
-movers, inhibition = (pl.Heads(roles.index[roles.role == role]) for role in ("Name Mover", "S-Inhibition"))
+movers, inhibition = (
+    pl.Heads(roles.index[roles.role == role]) for role in ("Name Mover", "S-Inhibition")
+)
 roles.loc[map(str, movers | inhibition), ["IO", "S1", "S2", "copies", "role"]].round(2)
 
 # %% [markdown]
@@ -81,30 +83,49 @@ pl.AttentionHeads(first, tokens, [f"{heads[0]} {run}" for run in patterns])
 # %%
 pl.predict("32-4", "IO .35, S1 .15")  # your two numbers
 
+
 # %%
 def last_token(patterns):
     return pl.attention_to(patterns, pairs).mean(["head", "prompt"]).to_series()
+
 
 attention = pd.DataFrame({run: last_token(each) for run, each in patterns.items()}).T
 attention.attrs = roles.attrs
 pl.plot.bars({"the loaded model": attention, "the paper, GPT-2 small": pl.paper.attention()})
 
 # %%
-pl.claim("32-2", attention.IO["clean"] > attention.S1["clean"] + .3, parts=movers,
-         **attention.loc["clean", ["IO", "S1"]])
+pl.claim(
+    "32-2",
+    attention.IO["clean"] > attention.S1["clean"] + 0.3,
+    parts=movers,
+    **attention.loc["clean", ["IO", "S1"]],
+)
 
 # %%
 swapped = attention.loc["clean"].rename({"IO": "S1", "S1": "IO"})
-pl.claim("32-3", abs(attention.loc["STR"] - swapped).sum() / 2 < .1, parts=movers,
-         **attention.loc["STR", ["IO", "S1"]], distance_to_swapped=abs(attention.loc["STR"] - swapped).sum() / 2)
+pl.claim(
+    "32-3",
+    abs(attention.loc["STR"] - swapped).sum() / 2 < 0.1,
+    parts=movers,
+    **attention.loc["STR", ["IO", "S1"]],
+    distance_to_swapped=abs(attention.loc["STR"] - swapped).sum() / 2,
+)
 
 # %% [markdown]
 # The distance is half the sum of the absolute differences of two rows: 0 for equal ones, 1 for rows that have nothing in
 # common. The next claim asks for more than .1 from the clean row *and* from its mirror image.
 
 # %%
-pl.claim("32-4", all(abs(attention.loc["GN"] - other).sum() / 2 > .1 for other in (attention.loc["clean"], swapped))
-         and abs(attention.IO["GN"] - attention.S1["GN"]) < .1, parts=movers, **attention.loc["GN", ["IO", "S1"]])
+pl.claim(
+    "32-4",
+    all(
+        abs(attention.loc["GN"] - other).sum() / 2 > 0.1
+        for other in (attention.loc["clean"], swapped)
+    )
+    and abs(attention.IO["GN"] - attention.S1["GN"]) < 0.1,
+    parts=movers,
+    **attention.loc["GN", ["IO", "S1"]],
+)
 
 # %% [markdown]
 # Under STR the heads do just what they always do, for another sentence. Under GN they do neither. So noise breaks them?
@@ -121,7 +142,9 @@ pl.claim("32-4", all(abs(attention.loc["GN"] - other).sum() / 2 > .1 for other i
 
 # %%
 stranger = pl.attention_patterns(model, pairs, heads, pl.STR("S1"))
-pd.DataFrame({"noise at S2": attention.loc["GN"], "stranger at S1": last_token(stranger)}).T.round(2)
+pd.DataFrame({"noise at S2": attention.loc["GN"], "stranger at S1": last_token(stranger)}).T.round(
+    2
+)
 
 # %% [markdown]
 # The second row's S1 is the stranger. On SmolLM2 and on `mini` the two names are less than .05 apart in either row: to
@@ -150,19 +173,24 @@ single[:8].to_pandas().round(2)
 # %%
 pl.predict("32-7", "0.9")  # your number
 
+
 # %%
 def recover(activation):
     what = {"activation": activation, "metrics": "logit_diff"}
-    fx = {run: pl.patch_together(model, pairs, readers, corruption=each, **what) for run, each in corruptions.items()}
+    fx = {
+        run: pl.patch_together(model, pairs, readers, corruption=each, **what)
+        for run, each in corruptions.items()
+    }
     return pd.Series({run: each.effect.item() for run, each in fx.items()})
+
 
 recovered = recover("v")
 
 # %%
-pl.claim("32-6", recovered["STR"] > .9, parts=inhibition, STR=recovered["STR"])
+pl.claim("32-6", recovered["STR"] > 0.9, parts=inhibition, STR=recovered["STR"])
 
 # %%
-pl.claim("32-7", recovered["GN"] < recovered["STR"] - .1, parts=inhibition, **recovered)
+pl.claim("32-7", recovered["GN"] < recovered["STR"] - 0.1, parts=inhibition, **recovered)
 
 # %% [markdown]
 # The same message, handed over in full, and under noise less of it arrives. Before you blame a lost model, ask the plain
@@ -171,8 +199,12 @@ pl.claim("32-7", recovered["GN"] < recovered["STR"] - .1, parts=inhibition, **re
 
 # %%
 looks = {run: pl.attention_patterns(model, pairs, readers, each) for run, each in runs.items()}
-at_S2 = {run: float(pl.attention_to(each, pairs).sel(to="S2").mean()) for run, each in looks.items()}
-pd.DataFrame({"attention to S2": at_S2, "v restored": recovered, "z restored": recover("z")}).loc[list(runs)].T.round(2)
+at_S2 = {
+    run: float(pl.attention_to(each, pairs).sel(to="S2").mean()) for run, each in looks.items()
+}
+pd.DataFrame({"attention to S2": at_S2, "v restored": recovered, "z restored": recover("z")}).loc[
+    list(runs)
+].T.round(2)
 
 # %% [markdown]
 # STR leaves a *name* at S2, so that the readers find it as before, and only its content is wrong. Noise spoils the key as
@@ -186,17 +218,27 @@ pd.DataFrame({"attention to S2": at_S2, "v restored": recovered, "z restored": r
 # the grey bar.
 
 # %%
-repaired = {run: pl.attention_patterns(model, pairs, heads, each, readers, "v") for run, each in corruptions.items()}
+repaired = {
+    run: pl.attention_patterns(model, pairs, heads, each, readers, "v")
+    for run, each in corruptions.items()
+}
 restored = pd.DataFrame({run: last_token(each) for run, each in repaired.items()}).T
 restored.attrs = roles.attrs
-panels = {"corrupted": attention, "values restored": pd.concat([attention.loc[["clean"]], restored])}
+panels = {
+    "corrupted": attention,
+    "values restored": pd.concat([attention.loc[["clean"]], restored]),
+}
 pl.plot.bars(panels)
 
 # %%
 far = {run: abs(restored.loc[run] - attention.loc["clean"]).sum() / 2 for run in corruptions}
-pl.claim("32-8", abs(restored.loc["STR"] - attention.loc["clean"]).sum() / 2 < .05
-         and abs(restored.loc["GN"] - attention.loc["clean"]).sum() / 2 > .1,
-         parts=bool(movers and inhibition), distance_to_clean=far)
+pl.claim(
+    "32-8",
+    abs(restored.loc["STR"] - attention.loc["clean"]).sum() / 2 < 0.05
+    and abs(restored.loc["GN"] - attention.loc["clean"]).sum() / 2 > 0.1,
+    parts=bool(movers and inhibition),
+    distance_to_clean=far,
+)
 
 # %% [markdown]
 # In GPT-2 small STR comes back to clean and GN stays about half-way, .40 at IO where clean has .58. On SmolLM2 not even
@@ -219,7 +261,11 @@ distance = pd.DataFrame(means).unstack()
 distance[:: max(1, model.cfg.n_layers // 8)].round(2)
 
 # %%
-pl.claim("6-2", distance["GN", "S2"].mean() > 1.5 * distance["STR", "S2"].mean(), **distance.mean().unstack().T)
+pl.claim(
+    "6-2",
+    distance["GN", "S2"].mean() > 1.5 * distance["STR", "S2"].mean(),
+    **distance.mean().unstack().T,
+)
 
 # %% [markdown]
 # The claim asks for a mean distance at S2 one and a half times that of STR. Mind what it does not say: this is the token

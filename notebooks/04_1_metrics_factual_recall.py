@@ -45,7 +45,10 @@ pl.show_pairs(model, pairs, "subject", n=2)
 # first and a last and *nothing in between*; such a prompt does not count for that column. How many do?
 
 # %%
-S["positions"], {name: sum(map(bool, pairs.at(name))) for name in ("middle_subject", "last_subject")}
+(
+    S["positions"],
+    {name: sum(map(bool, pairs.at(name))) for name in ("middle_subject", "last_subject")},
+)
 
 # %% [markdown]
 # The corruptions are those of [3.1](03_1_factual_recall.ipynb), and w is chosen in the same way: the window that comes nearest
@@ -55,8 +58,18 @@ S["positions"], {name: sum(map(bool, pairs.at(name))) for name in ("middle_subje
 METRICS, RUNS = ["prob", "logit_diff"], ["STR", "GN"]
 w = min(S["window"][1:], key=lambda size: abs(size - model.cfg.n_layers / 10))
 corruptions = {"STR": pl.STR("subject"), "GN": pl.GN("subject", draws=S["draws"])}
-sweep = pl.sweep(model, pairs, corruptions, "mlp", metrics=METRICS,
-                 positions=S["positions"], window=[w], progress=False)
+
+# %%
+sweep = pl.sweep(
+    model,
+    pairs,
+    corruptions,
+    "mlp",
+    metrics=METRICS,
+    positions=S["positions"],
+    window=[w],
+    progress=False,
+)
 print("w =", w, "of", model.cfg.n_layers, "layers")
 
 # %% [markdown]
@@ -86,8 +99,15 @@ cells.head()
 strongest, rival = cells.position[0], cells[cells.position != cells.position[0]].iloc[0]
 first = maps["STR"].sel(metric=["prob"], layer=[int(cells["layer"][0])], position=[strongest])
 low = pl.interval(first).low.item()
-pl.claim("41-5", strongest == "last_subject", close=low < rival.effect,
-         bucket=strongest, effect=cells.effect[0], low=low, best_elsewhere=rival.effect)
+pl.claim(
+    "41-5",
+    strongest == "last_subject",
+    close=low < rival.effect,
+    bucket=strongest,
+    effect=cells.effect[0],
+    low=low,
+    best_elsewhere=rival.effect,
+)
 
 # %% [markdown]
 # A strong column hides the others. Here is what each column holds, summed over layers, as a share of the last subject
@@ -130,12 +150,22 @@ share = pl.favours_last(sweep)
 share.unstack("window").round(3)
 
 # %%
-pl.claim("41-1", ratios.ratio["STR", "prob", w] > ratios.ratio["STR", "logit_diff", w],
-         close=.025 < share["STR", w] < .975, **{m: ratios.ratio["STR", m, w] for m in METRICS}, prompts=ratios.attrs["n_prompts"])
+pl.claim(
+    "41-1",
+    ratios.ratio["STR", "prob", w] > ratios.ratio["STR", "logit_diff", w],
+    close=0.025 < share["STR", w] < 0.975,
+    **{m: ratios.ratio["STR", m, w] for m in METRICS},
+    prompts=ratios.attrs["n_prompts"],
+)
 
 # %%
-pl.claim("41-2", ratios.ratio["GN", "prob", w] > ratios.ratio["GN", "logit_diff", w],
-         close=.025 < share["GN", w] < .975, **{m: ratios.ratio["GN", m, w] for m in METRICS}, prompts=ratios.attrs["n_prompts"])
+pl.claim(
+    "41-2",
+    ratios.ratio["GN", "prob", w] > ratios.ratio["GN", "logit_diff", w],
+    close=0.025 < share["GN", w] < 0.975,
+    **{m: ratios.ratio["GN", m, w] for m in METRICS},
+    prompts=ratios.attrs["n_prompts"],
+)
 
 # %% [markdown]
 # On SmolLM2 the middle tokens hold about as much as the last by *every* row but one: probability under STR, which gives the
@@ -143,8 +173,14 @@ pl.claim("41-2", ratios.ratio["GN", "prob", w] > ratios.ratio["GN", "logit_diff"
 
 # %%
 row = ratios.loc[("GN", "logit_diff", w)]
-pl.claim("41-3", ratios.ratio["GN", "logit_diff", w] < 1, close=not (row.high < 1 or row.low > 1),
-         ratio=row.ratio, low=row.low, high=row.high)
+pl.claim(
+    "41-3",
+    ratios.ratio["GN", "logit_diff", w] < 1,
+    close=not (row.high < 1 or row.low > 1),
+    ratio=row.ratio,
+    low=row.low,
+    high=row.high,
+)
 
 # %% [markdown]
 # ## 4 Why do the two metrics disagree?
@@ -155,8 +191,13 @@ pl.claim("41-3", ratios.ratio["GN", "logit_diff", w] < 1, close=not (row.high < 
 # %%
 at = maps["STR"].sel(layer=int(cells["layer"][0]), position=strongest).squeeze()
 before, gained = at.corrupted, at.patched - at.corrupted
-frame = pd.DataFrame({f"{name} {m}": values.sel(metric=m) for m in METRICS
-                      for name, values in {"before": before, "gained": gained}.items()})
+frame = pd.DataFrame(
+    {
+        f"{name} {m}": values.sel(metric=m)
+        for m in METRICS
+        for name, values in {"before": before, "gained": gained}.items()
+    }
+)
 quarter = pd.qcut(frame["gained logit_diff"], 4, labels=["least", "less", "more", "most"])
 frame.groupby(quarter, observed=True).mean().rename_axis("logits gained").round(3)
 
@@ -173,12 +214,20 @@ frame.groupby(quarter, observed=True).mean().rename_axis("logits gained").round(
 #
 # The curve alone, as arithmetic: an answer that begins with LD = −6, and two places that give it 4 nats each.
 
+
 # %%
 def probability(ld):
-    return 1 / (1 + 2.718 ** -ld)
+    return 1 / (1 + 2.718**-ld)
+
 
 for nats in (4, 8):
-    print(nats, "nats: share of LD", nats / 8, "· gain of P", round(probability(-6 + nats) - probability(-6), 2))
+    print(
+        nats,
+        "nats: share of LD",
+        nats / 8,
+        "· gain of P",
+        round(probability(-6 + nats) - probability(-6), 2),
+    )
 
 # %% [markdown]
 # By logit difference each of the two places has done half of the work. By probability one place alone has done a seventh of

@@ -41,7 +41,7 @@ abc = pl.sweep(model, pairs[:100], {"STR": pl.STR("ABC")}, metrics=METRICS)
 pd.concat({"S2": sweep.runs(), "ABC": abc.runs()}).round(4)
 
 # %%
-pl.claim("42-4", abc.runs().prob["STR"] < .01 * abc.runs().prob["clean"], **abc.runs().prob)
+pl.claim("42-4", abc.runs().prob["STR"] < 0.01 * abc.runs().prob["clean"], **abc.runs().prob)
 
 # %% [markdown]
 # ## 2 A floor that nobody can fall through
@@ -62,7 +62,12 @@ sweeps = {"STR at S2": sweep["STR"], "GN at S2": sweep["GN"], "STR at ABC": abc[
 prob = {run: fx.sel(metric="prob") for run, fx in sweeps.items()}
 lowest = {run: float(fx.effect.mean("prompt").min()) for run, fx in prob.items()}
 floor = {run: -float(fx.corrupted.mean()) for run, fx in prob.items()}
-pl.claim("42-7", all(bool((fx.effect >= -fx.corrupted - 1e-6).all()) for fx in prob.values()), lowest=lowest, floor=floor)
+pl.claim(
+    "42-7",
+    all(bool((fx.effect >= -fx.corrupted - 1e-6).all()) for fx in prob.values()),
+    lowest=lowest,
+    floor=floor,
+)
 
 # %% [markdown]
 # ## 3 The floor beside the threshold
@@ -82,12 +87,22 @@ floors = {run: pl.floor(fx) for run, fx in sweep.items()}
 pd.DataFrame(floors | {"ABC": pl.floor(abc["STR"])}).T.round(4)
 
 # %%
-pl.claim("42-2", floors["STR"].ratio > .7, close=floors["STR"].low < .7 < floors["STR"].high,
-         ratio=floors["STR"].ratio, interval=[floors["STR"].low, floors["STR"].high])
+pl.claim(
+    "42-2",
+    floors["STR"].ratio > 0.7,
+    close=floors["STR"].low < 0.7 < floors["STR"].high,
+    ratio=floors["STR"].ratio,
+    interval=[floors["STR"].low, floors["STR"].high],
+)
 
 # %%
-pl.claim("42-3", floors["GN"].ratio < floors["STR"].ratio,
-         close=floors["GN"].low < floors["STR"].ratio < floors["GN"].high, STR=floors["STR"].ratio, GN=floors["GN"].ratio)
+pl.claim(
+    "42-3",
+    floors["GN"].ratio < floors["STR"].ratio,
+    close=floors["GN"].low < floors["STR"].ratio < floors["GN"].high,
+    STR=floors["STR"].ratio,
+    GN=floors["GN"].ratio,
+)
 
 # %% [markdown]
 # `low` and `high` hold 95 % of the ratios over resampled prompts. On SmolLM2 the ratio under STR is above 1, and so is
@@ -112,17 +127,26 @@ roles.nlargest(4, "suppresses")[["IO", "S1", "S2", "suppresses", "role"]].round(
 pl.plot.heatmaps(sweep.mean, ["prob", "logit_diff"])
 
 # %%
-pl.claim("42-1", negative <= sweep.found("STR", "logit_diff", "negative")
-         and not negative <= sweep.found("STR", "prob", "negative"), parts=negative, negative=negative,
-         LD=sweep.found("STR", "logit_diff", "negative"), P=sweep.found("STR", "prob", "negative"))
+pl.claim(
+    "42-1",
+    negative <= sweep.found("STR", "logit_diff", "negative")
+    and not negative <= sweep.found("STR", "prob", "negative"),
+    parts=negative,
+    negative=negative,
+    LD=sweep.found("STR", "logit_diff", "negative"),
+    P=sweep.found("STR", "prob", "negative"),
+)
 
 # %% [markdown]
 # Numbers beside the colours: the five heads that the logit difference puts lowest under STR. Compare each `prob` with the
 # threshold of its corruption, in the table of section 3.
 
 # %%
-effects = {(run, metric): fx.effect.sel(metric=metric).to_series()
-           for run, fx in sweep.mean.items() for metric in ["logit_diff", "prob"]}
+effects = {
+    (run, metric): fx.effect.sel(metric=metric).to_series()
+    for run, fx in sweep.mean.items()
+    for metric in ["logit_diff", "prob"]
+}
 pd.DataFrame(effects).nsmallest(5, ("STR", "logit_diff")).round(4)
 
 # %% [markdown]
@@ -149,11 +173,21 @@ pl.predict("42-5", "one")
 pl.plot.heatmaps(abc.mean, ["prob", "logit_diff"])
 
 # %%
-pl.claim("42-6", negative <= abc.found("STR", "logit_diff", "negative"), parts=negative,
-         negative=negative, LD=abc.found("STR", "logit_diff", "negative"))
+pl.claim(
+    "42-6",
+    negative <= abc.found("STR", "logit_diff", "negative"),
+    parts=negative,
+    negative=negative,
+    LD=abc.found("STR", "logit_diff", "negative"),
+)
 
 # %%
-pl.claim("42-5", not negative & abc.found("STR", "prob", "negative"), parts=negative, P=abc.found("STR", "prob", "negative"))
+pl.claim(
+    "42-5",
+    not negative & abc.found("STR", "prob", "negative"),
+    parts=negative,
+    P=abc.found("STR", "prob", "negative"),
+)
 
 # %% [markdown]
 # Whoever patches GPT-2 small with ABC and probability alone would report, in good faith, that no head works against the

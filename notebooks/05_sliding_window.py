@@ -38,8 +38,19 @@ model, pairs, S = pl.start("5_sliding_window")
 METRICS, RUNS = ["prob", "logit_diff"], ["STR", "GN"]
 w = min(S["window"][1:], key=lambda size: abs(size - model.cfg.n_layers / 10))
 corruptions = {"STR": pl.STR("subject"), "GN": pl.GN("subject", draws=S["draws"])}
-sweep = pl.sweep(model, pairs, corruptions, "mlp", metrics=METRICS,
-                 positions="last_subject", window=S["window"], before=S["before"], progress=False)
+
+# %%
+sweep = pl.sweep(
+    model,
+    pairs,
+    corruptions,
+    "mlp",
+    metrics=METRICS,
+    positions="last_subject",
+    window=S["window"],
+    before=S["before"],
+    progress=False,
+)
 print("w =", w, "of", model.cfg.n_layers, "layers, of the windows", S["window"])
 
 # %% [markdown]
@@ -51,8 +62,12 @@ pl.plot.lines(sweep.sel(window=1).mean, "prob")
 
 # %%
 peaks = pl.peaks(sweep)
-pl.claim("5-3", peaks.peak["GN", "prob", 1] < .5 * peaks.plateau["GN", "prob", 1],
-         middle=peaks.peak["GN", "prob", 1], first=peaks.plateau["GN", "prob", 1])
+pl.claim(
+    "5-3",
+    peaks.peak["GN", "prob", 1] < 0.5 * peaks.plateau["GN", "prob", 1],
+    middle=peaks.peak["GN", "prob", 1],
+    first=peaks.plateau["GN", "prob", 1],
+)
 
 # %% [markdown]
 # ## 2 Sliding against adding
@@ -79,8 +94,14 @@ windows.loc[["GN"]].xs("prob", level="metric").round(3)
 
 # %%
 gn = windows.loc["GN", "prob"]
-pl.claim("5-1", (windows.ratio["GN", "prob"] >= 1.2).all(), close=bool((gn.high > 1.2).all() and (gn.low < 1.2).any()),
-         ratio=gn.ratio, low=gn.low, high=gn.high)
+pl.claim(
+    "5-1",
+    (windows.ratio["GN", "prob"] >= 1.2).all(),
+    close=bool((gn.high > 1.2).all() and (gn.low < 1.2).any()),
+    ratio=gn.ratio,
+    low=gn.low,
+    high=gn.high,
+)
 
 # %%
 sizes = peaks.peak["GN", "prob"].dropna()
@@ -95,15 +116,20 @@ pl.claim("5-4", peaks.peak["GN", "prob"].is_monotonic_increasing, peaks=sizes)
 # Make a model of your own: two layers, and a logit difference that starts at −6 and is *simply added to*, 4 by the first,
 # 4 by the second. There is no teamwork whatsoever in it. Now measure by probability:
 
+
 # %%
 def probability(ld):
     return 1 / (1 + np.exp(-ld))
+
 
 def toy(start, each=4):
     alone, together = (probability(start + n * each) - probability(start) for n in (1, 2))
     return {"adding": 2 * alone, "sliding": together, "ratio": together / (2 * alone)}
 
-pd.DataFrame({start: toy(start) for start in (-6, -4, -2, 0)}).T.rename_axis("LD at the start").round(2)
+
+pd.DataFrame({start: toy(start) for start in (-6, -4, -2, 0)}).T.rename_axis(
+    "LD at the start"
+).round(2)
 
 # %% [markdown]
 # From −6 sliding is several times adding, from 0 it is half of it, and nothing about the layers has changed. **The metric
@@ -126,8 +152,14 @@ windows.xs("logit_diff", level="metric").round(3)
 
 # %%
 row = windows.loc[("STR", "logit_diff", w)]
-pl.claim("5-5", abs(windows.ratio["STR", "logit_diff", w] - 1) < .1,
-         close=bool(row.low < .9 < row.high or row.low < 1.1 < row.high), ratio=row.ratio, low=row.low, high=row.high)
+pl.claim(
+    "5-5",
+    abs(windows.ratio["STR", "logit_diff", w] - 1) < 0.1,
+    close=bool(row.low < 0.9 < row.high or row.low < 1.1 < row.high),
+    ratio=row.ratio,
+    low=row.low,
+    high=row.high,
+)
 
 # %% [markdown]
 # ## 4 How typical?
@@ -140,7 +172,12 @@ both = {"GPT-2 XL": pl.paper.windows().ratio, "here": windows.ratio}
 pd.concat({name: ratio.unstack("window") for name, ratio in both.items()}, axis=1).round(2)
 
 # %%
-pl.claim("5-2", (windows.ratio >= 1.2).mean() > .5, share=(windows.ratio >= 1.2).mean(), of=windows.ratio.size)
+pl.claim(
+    "5-2",
+    (windows.ratio >= 1.2).mean() > 0.5,
+    share=(windows.ratio >= 1.2).mean(),
+    of=windows.ratio.size,
+)
 
 # %% [markdown]
 # ## 5 A test for the first cause
@@ -154,18 +191,22 @@ pl.claim("5-2", (windows.ratio >= 1.2).mean() > .5, share=(windows.ratio >= 1.2)
 # %%
 first = w // 2 + max(1, model.cfg.n_layers // 12)
 
+
 def log_odds(p):
     return np.log(p.clip(1e-9, 1 - 1e-9) / (1 - p.clip(1e-9, 1 - 1e-9)))
+
 
 def three(run):
     fx = sweep[run].sel(metric="prob")
     single, start = fx.sel(window=1), log_odds(fx.corrupted)
     odds = start + pl.sum_windows(log_odds(single.patched) - start, w)
-    rows = {"adding": pl.sum_windows(single.effect, w), "adding log odds": probability(odds) - fx.corrupted,
-            "sliding": fx.effect.sel(window=w)}
-    return {name: row.mean("prompt")[first:].max().item() for name, row in rows.items()}
+    sums = pl.sum_windows(single.effect, w)
+    rows = sums, probability(odds) - fx.corrupted, fx.effect.sel(window=w)
+    return [row.mean("prompt")[first:].max().item() for row in rows]
 
-pd.DataFrame({run: three(run) for run in RUNS}).T.round(3)
+
+ways = ["adding", "adding log odds", "sliding"]
+pd.DataFrame({run: three(run) for run in RUNS}, index=ways).T.round(3)
 
 # %% [markdown]
 # From the first column to the second nothing changed but the ruler; from the second to the third, nothing but the layers. On

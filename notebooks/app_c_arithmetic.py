@@ -60,9 +60,14 @@ pd.DataFrame({"answered": answered, "prompts": {o: len(kept[o]) for o in kept}})
 # %%
 METRICS, RUNS = ["logit_diff", "prob", "wrong_prob"], ["STR", "GN"]
 corruptions = {"STR": pl.STR("X3+Y3"), "GN": pl.GN("X3+Y3", draws=S["draws"])}
-settings = dict(positions="last", metrics=METRICS, keep_prompts=True, keep_draws=True, progress=False)
-fx = {(o, run): pl.patch(model, kept[o], "mlp", corruption=corruptions[run], **settings)
-      for o in kept for run in RUNS}
+settings = dict(
+    positions="last", metrics=METRICS, keep_prompts=True, keep_draws=True, progress=False
+)
+fx = {
+    (o, run): pl.patch(model, kept[o], "mlp", corruption=corruptions[run], **settings)
+    for o in kept
+    for run in RUNS
+}
 
 # %% [markdown]
 # In the paper the two curves are far apart for + and −, and lie on each other for ×. Guess for the loaded model: under
@@ -82,21 +87,36 @@ pl.plot.lines({f"{run}, ×": fx["*", run] for run in RUNS}, "logit_diff")
 # Each effect is a mean over prompts and draws. Its peak over the layers, for all three operators:
 
 # %%
-sums = {(*key, m): each.effect.sel(metric=m).mean(["prompt", "draw"]).values.max()
-        for key, each in fx.items() for m in ["logit_diff", "prob"]}
+sums = {
+    (*key, m): each.effect.sel(metric=m).mean(["prompt", "draw"]).values.max()
+    for key, each in fx.items()
+    for m in ["logit_diff", "prob"]
+}
 pd.Series(sums).unstack().round(3)
 
 # %%
-pl.claim("C-1", all(sums[o, "STR", "logit_diff"] > sums[o, "GN", "logit_diff"] for o in "+-"),
-         parts=all(answered.values()), STR_to_GN={o: sums[o, "STR", "logit_diff"] / sums[o, "GN", "logit_diff"] for o in "+-"})
+pl.claim(
+    "C-1",
+    all(sums[o, "STR", "logit_diff"] > sums[o, "GN", "logit_diff"] for o in "+-"),
+    parts=all(answered.values()),
+    STR_to_GN={o: sums[o, "STR", "logit_diff"] / sums[o, "GN", "logit_diff"] for o in "+-"},
+)
 
 # %%
-pl.claim("C-2", all(sums[o, "STR", "prob"] > sums[o, "GN", "prob"] for o in "+-"),
-         parts=all(answered.values()), STR_to_GN={o: sums[o, "STR", "prob"] / sums[o, "GN", "prob"] for o in "+-"})
+pl.claim(
+    "C-2",
+    all(sums[o, "STR", "prob"] > sums[o, "GN", "prob"] for o in "+-"),
+    parts=all(answered.values()),
+    STR_to_GN={o: sums[o, "STR", "prob"] / sums[o, "GN", "prob"] for o in "+-"},
+)
 
 # %%
-pl.claim("C-3", all(.8 < sums["*", "STR", m] / sums["*", "GN", m] < 1.25 for m in ["logit_diff", "prob"]),
-         parts=all(answered.values()), STR_to_GN={m: sums["*", "STR", m] / sums["*", "GN", m] for m in ["logit_diff", "prob"]})
+pl.claim(
+    "C-3",
+    all(0.8 < sums["*", "STR", m] / sums["*", "GN", m] < 1.25 for m in ["logit_diff", "prob"]),
+    parts=all(answered.values()),
+    STR_to_GN={m: sums["*", "STR", m] / sums["*", "GN", m] for m in ["logit_diff", "prob"]},
+)
 
 # %% [markdown]
 # Two things can differ between the columns: the logit difference is a share of the way from corrupted to clean, and that
@@ -112,6 +132,7 @@ pl.claim("C-3", all(.8 < sums["*", "STR", m] / sums["*", "GN", m] < 1.25 for m i
 # It is a number for each prompt; the figures of the paper show the mean. Read the two denominators again before you run
 # the next cell. What happens to a prompt to which the corrupted run gives the right answer the probability 0.000001?
 
+
 # %%
 def terms(fx):
     right, wrong = (fx.sel(metric=name, drop=True) for name in ("prob", "wrong_prob"))
@@ -119,18 +140,27 @@ def terms(fx):
     lost = (wrong.corrupted - wrong.patched) / wrong.patched
     return gained / 2, lost / 2
 
+
 # %%
 stolfo = {key: pl.stolfo(each) for key, each in fx.items()}
-furthest = max(float(abs(sum(terms(fx[key])) / stolfo[key].where(stolfo[key] != 0) - 1).max()) for key in fx)
+furthest = max(
+    float(abs(sum(terms(fx[key])) / stolfo[key].where(stolfo[key] != 0) - 1).max()) for key in fx
+)
 pl.claim("By hand and by pl.stolfo the same", furthest < 1e-6, relative_difference=furthest)
 
 # %%
-sums |= {(*key, "stolfo"): each.mean(["prompt", "draw"]).values.max() for key, each in stolfo.items()}
+sums |= {
+    (*key, "stolfo"): each.mean(["prompt", "draw"]).values.max() for key, each in stolfo.items()
+}
 pd.Series(sums).unstack().round(3)
 
 # %%
-pl.claim("C-5", all(sums[o, "STR", "stolfo"] > 10 * sums[o, "GN", "stolfo"] for o in "+-*"),
-         parts=all(answered.values()), STR_to_GN={o: sums[o, "STR", "stolfo"] / sums[o, "GN", "stolfo"] for o in "+-*"})
+pl.claim(
+    "C-5",
+    all(sums[o, "STR", "stolfo"] > 10 * sums[o, "GN", "stolfo"] for o in "+-*"),
+    parts=all(answered.values()),
+    STR_to_GN={o: sums[o, "STR", "stolfo"] / sums[o, "GN", "stolfo"] for o in "+-*"},
+)
 
 # %% [markdown]
 # The three columns come from the same runs. Whatever the third says, it is not that a layer matters thousands of times.
@@ -155,25 +185,45 @@ table.sort_values("first term", ascending=False).head(5)
 # **Look at** the last column: what share of the whole mean is one single prompt (under GN: one draw of one prompt)?
 
 # %%
-rows = {key: each.isel(layer=int(each.mean(["prompt", "draw"]).argmax("layer"))) for key, each in stolfo.items()}
-pd.DataFrame({key: {"mean": float(one.mean()), "median": float(one.median()), "largest share": float(one.max() / one.sum())}
-              for key, one in rows.items()}).T.map("{:.3g}".format)
+rows = {
+    key: each.isel(layer=int(each.mean(["prompt", "draw"]).argmax("layer")))
+    for key, each in stolfo.items()
+}
+
+# %%
+pd.DataFrame(
+    {
+        key: {
+            "mean": float(one.mean()),
+            "median": float(one.median()),
+            "largest share": float(one.max() / one.sum()),
+        }
+        for key, one in rows.items()
+    }
+).T.map("{:.3g}".format)
 
 # %% [markdown]
 # On SmolLM2 the mean for addition is about 5,800 under STR and 4 under noise, the medians are 56 and 1.7, and a single
 # prompt of 171 gives more than a quarter of the 5,800. So the last question: how much of the mean comes from the first
 # term, of those prompts alone that had less than one percent left for the right answer?
 
+
 # %%
 def small_denominators(o):
     first, both = terms(fx[o, "STR"])[0], stolfo[o, "STR"]
-    tiny = fx[o, "STR"].corrupted.sel(metric="prob") < .01
+    tiny = fx[o, "STR"].corrupted.sel(metric="prob") < 0.01
     parts = [each.mean(["prompt", "draw"]) for each in (first.where(tiny, 0), both)]
     return float((parts[0] / parts[1])[parts[1].argmax("layer")])
 
+
 # %%
 share = {o: small_denominators(o) for o in "+-*"}
-pl.claim("C-6", all(share[o] > .5 for o in "+-*"), parts=all(answered.values()), first_terms_of_P_below_one_percent=share)
+pl.claim(
+    "C-6",
+    all(share[o] > 0.5 for o in "+-*"),
+    parts=all(answered.values()),
+    first_terms_of_P_below_one_percent=share,
+)
 
 # %% [markdown]
 # The paper explains its 7500 by the first denominator: STR makes the model sure of another sum, so that P_*(r) is tiny;

@@ -11,7 +11,7 @@
 #
 # **Time** 15 minutes, with the exercises 30 · **Paper** [Zhang & Nanda, ICLR 2024](https://arxiv.org/abs/2309.16042), Appendix D, Table 2 · **Before this** `03_1_ioi_circuit`
 #
-# "Head 0.5 matters." Where? A head computes something at *every* token, and restoring it everywhere at once cannot tell
+# "That head matters." Where? A head computes something at *every* token, and restoring it everywhere at once cannot tell
 # whether it matters where the information enters or where the answer is read. So patch each head at each position. That
 # gives six maps instead of one, six times as many chances to call something detected, and a question about the rule.
 #
@@ -92,7 +92,9 @@ pl.plot.heatmaps(sweep.sel(position="last").mean, METRICS, found=False)
 pl.predict("D-1", "nearly all")  # or "half", "a third"
 
 # %%
-found = pd.concat({run: pl.detect(fx, shared=["position"]) for run, fx in sweep.mean.items()}, names=["run"])
+found = pd.concat(
+    {run: pl.detect(fx, shared=["position"]) for run, fx in sweep.mean.items()}, names=["run"]
+)
 found = found.reset_index("run")
 count = found.assign(pairs=found.heads.str.len()).pivot_table("pairs", "position", "run", "sum")
 count.loc[PLACES, RUNS]
@@ -100,7 +102,7 @@ count.loc[PLACES, RUNS]
 # %%
 elsewhere = int(count.drop(["C_def", "last"]).sum().sum())
 detected = int(count.sum().sum())
-pl.claim("D-1", elsewhere <= .1 * detected, elsewhere=elsewhere, detected=detected)
+pl.claim("D-1", elsewhere <= 0.1 * detected, elsewhere=elsewhere, detected=detected)
 
 # %% [markdown]
 # What would the rule say, if each position had a threshold of its own?
@@ -119,20 +121,35 @@ apart.heads.str.len().groupby(apart.position).sum()[PLACES]
 # The positive ones, as in Table 2. **Look for** names that stand in all rows of a column.
 
 # %%
-docs = {(row.run, row.metric, row.position): pl.Heads(row.heads)
-        for row in found[found.sign == "positive"].itertuples()}
+docs = {
+    (row.run, row.metric, row.position): pl.Heads(row.heads)
+    for row in found[found.sign == "positive"].itertuples()
+}
 pd.Series({key: str(heads) for key, heads in docs.items()}).unstack()[["C_def", "last"]]
 
 # %%
-pl.claim("D-2", any(all(h in docs[r, m, "last"] for r in RUNS for m in METRICS) for h in docs["STR", "prob", "last"]),
-         **{r: docs[r, "prob", "last"] for r in RUNS})
+pl.claim(
+    "D-2",
+    any(
+        all(h in docs[r, m, "last"] for r in RUNS for m in METRICS)
+        for h in docs["STR", "prob", "last"]
+    ),
+    **{r: docs[r, "prob", "last"] for r in RUNS},
+)
 
 # %%
-pl.claim("D-3", not any(docs[r, "prob", "C_def"] for r in RUNS), **{r: docs[r, "prob", "C_def"] for r in RUNS})
+pl.claim(
+    "D-3",
+    not any(docs[r, "prob", "C_def"] for r in RUNS),
+    **{r: docs[r, "prob", "C_def"] for r in RUNS},
+)
 
 # %%
-pl.claim("D-4", len(docs["GN", "logit_diff", "last"]) > len(docs["STR", "logit_diff", "last"]),
-         **{r: docs[r, "logit_diff", "last"] for r in RUNS})
+pl.claim(
+    "D-4",
+    len(docs["GN", "logit_diff", "last"]) > len(docs["STR", "logit_diff", "last"]),
+    **{r: docs[r, "logit_diff", "last"] for r in RUNS},
+)
 
 # %% [markdown]
 # And the paper's table, for a model of four layers without MLPs:

@@ -39,7 +39,10 @@ pl.show_pairs(model, pairs, "YY", n=2)
 METRICS, RUNS = ["prob", "logit_diff", "kl"], ["STR", "GN"]
 corruptions = {"STR": pl.STR("YY"), "GN": pl.GN("YY", draws=S["draws"])}
 keep = dict(keep_prompts=True, keep_draws=True, progress=False)
-fx = {run: pl.patch(model, pairs, corruption=corruptions[run], metrics=METRICS, **keep) for run in RUNS}
+fx = {
+    run: pl.patch(model, pairs, corruption=corruptions[run], metrics=METRICS, **keep)
+    for run in RUNS
+}
 gt = pl.Sweep({run: each.mean("draw", keep_attrs=True) for run, each in fx.items()})
 gt.runs().round(3)
 
@@ -55,18 +58,28 @@ gt.runs().round(3)
 # %%
 some = pairs[:20]
 with torch.no_grad():
-    logits = {"clean": model(some.clean_tokens)[:, -1], "STR": model(pl.STR("YY").tokens(some))[:, -1]}
+    logits = {
+        "clean": model(some.clean_tokens)[:, -1],
+        "STR": model(pl.STR("YY").tokens(some))[:, -1],
+    }
+
 
 # %%
 def measured(name, logits):
     answers = some.answers, some.wrong_answers
     return pl.metrics.METRICS[name].value(logits, *answers, logits)
 
+
 # %%
 before = logits["clean"]
-moved = {m: abs(measured(m, before + 1) - measured(m, before)).max() for m in ("prob", "logit_diff")}
-pl.claim("Adding 1 to all logits moves the difference of sums and no probability",
-         moved["prob"] < 1e-4 < moved["logit_diff"], largest_change=moved)
+moved = {
+    m: abs(measured(m, before + 1) - measured(m, before)).max() for m in ("prob", "logit_diff")
+}
+pl.claim(
+    "Adding 1 to all logits moves the difference of sums and no probability",
+    moved["prob"] < 1e-4 < moved["logit_diff"],
+    largest_change=moved,
+)
 
 # %% [markdown]
 # The sum has as many ones as there are years in r, minus as many as in r′: nothing where both sets are of one size, and
@@ -76,9 +89,16 @@ pl.claim("Adding 1 to all logits moves the difference of sums and no probability
 # `log_softmax` gives to every run. If the two columns fall by different amounts from clean to STR, the rest is the level.
 
 # %%
-levels = {"own level": dict(logits), "log_softmax": {run: each.log_softmax(-1) for run, each in logits.items()}}
-pd.DataFrame({name: {run: measured("logit_diff", each).mean().item() for run, each in runs.items()}
-              for name, runs in levels.items()}).round(1)
+levels = {
+    "own level": dict(logits),
+    "log_softmax": {run: each.log_softmax(-1) for run, each in logits.items()},
+}
+pd.DataFrame(
+    {
+        name: {run: measured("logit_diff", each).mean().item() for run, each in runs.items()}
+        for name, runs in levels.items()
+    }
+).round(1)
 
 # %% [markdown]
 # Effects by logit difference are shares of the way between the two runs, and the level is a part of that way. Exercise 2
@@ -98,9 +118,16 @@ pl.plot.heatmaps(gt.mean, METRICS)
 gt.overlap("STR", "GN")
 
 # %%
-pl.claim("E-1", all(2 * len(gt.found("STR", m) & gt.found("GN", m)) < len(gt.found("STR", m) | gt.found("GN", m)) for m in METRICS),
-         shared={m: len(gt.found("STR", m) & gt.found("GN", m)) for m in METRICS},
-         of={m: len(gt.found("STR", m) | gt.found("GN", m)) for m in METRICS})
+pl.claim(
+    "E-1",
+    all(
+        2 * len(gt.found("STR", m) & gt.found("GN", m))
+        < len(gt.found("STR", m) | gt.found("GN", m))
+        for m in METRICS
+    ),
+    shared={m: len(gt.found("STR", m) & gt.found("GN", m)) for m in METRICS},
+    of={m: len(gt.found("STR", m) | gt.found("GN", m)) for m in METRICS},
+)
 
 # %%
 counts = {r: {m: len(gt.found(r, m)) for m in METRICS} for r in RUNS}
@@ -108,8 +135,12 @@ pl.claim("E-2", all(len(gt.found("GN", m)) > len(gt.found("STR", m)) for m in ME
 
 # %%
 below = {r: sum(len(gt.found(r, m, "negative")) for m in METRICS) for r in RUNS}
-pl.claim("E-3", sum(len(gt.found("GN", m, "negative")) for m in METRICS) > sum(len(gt.found("STR", m, "negative")) for m in METRICS),
-         **below)
+pl.claim(
+    "E-3",
+    sum(len(gt.found("GN", m, "negative")) for m in METRICS)
+    > sum(len(gt.found("STR", m, "negative")) for m in METRICS),
+    **below,
+)
 
 # %%
 pl.claim("E-4", bool(gt.everywhere()), in_all_six=gt.everywhere())
@@ -122,8 +153,11 @@ pl.claim("E-4", bool(gt.everywhere()), in_all_six=gt.everywhere())
 pl.paper.sweep("table3").overlap("STR", "GN")
 
 # %%
-pl.claim("E-5", gt.found("STR", "kl", "positive") <= pl.Heads("5.1 5.5 6.1 6.9 7.10 8.8 8.11 9.1"),
-         by_KL_under_STR=gt.found("STR", "kl", "positive"))
+pl.claim(
+    "E-5",
+    gt.found("STR", "kl", "positive") <= pl.Heads("5.1 5.5 6.1 6.9 7.10 8.8 8.11 9.1"),
+    by_KL_under_STR=gt.found("STR", "kl", "positive"),
+)
 
 # %% [markdown]
 # ## 4 How noisy is the noise?

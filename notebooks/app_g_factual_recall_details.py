@@ -35,8 +35,19 @@ model, pairs, S = pl.start("app_g_factual_recall")
 METRICS, RUNS = ["prob", "logit_diff"], ["STR", "GN"]
 w = min(S["window"][1:], key=lambda size: abs(size - model.cfg.n_layers / 10))
 corruptions = {"STR": pl.STR("subject"), "GN": pl.GN("subject", draws=S["draws"])}
-sweep = pl.sweep(model, pairs, corruptions, "mlp", metrics=METRICS,
-                 positions=S["positions"], window=S["window"], before=S["before"], progress=False)
+
+# %%
+sweep = pl.sweep(
+    model,
+    pairs,
+    corruptions,
+    "mlp",
+    metrics=METRICS,
+    positions=S["positions"],
+    window=S["window"],
+    before=S["before"],
+    progress=False,
+)
 print("w =", w, "of", model.cfg.n_layers, "layers, of the windows", S["window"])
 
 # %% [markdown]
@@ -67,8 +78,11 @@ pd.concat({name: each.salient.unstack("window") for name, each in both.items()},
 
 # %%
 single = peaks.peak.xs(1, level="window")
-pl.claim("G-1", not any(peaks.salient[r, m, 1] for r in RUNS for m in ["prob", "logit_diff"]),
-         **{run: {m: single[run, m] for m in METRICS} for run in RUNS})
+pl.claim(
+    "G-1",
+    not any(peaks.salient[r, m, 1] for r in RUNS for m in ["prob", "logit_diff"]),
+    **{run: {m: single[run, m] for m in METRICS} for run in RUNS},
+)
 
 # %% [markdown]
 # ## 2 All positions, by window
@@ -76,9 +90,11 @@ pl.claim("G-1", not any(peaks.salient[r, m, 1] for r in RUNS for m in ["prob", "
 # A row for each window, STR first, then GN. **Look for** (1) a column that appears only in the wide windows, (2) red cells:
 # a clean MLP that takes the answer further away, as in the last layers of the paper's Figure 4 at the last token.
 
+
 # %%
 def by_window(run):
     return {f"w = {size}": sweep.sel(window=size).mean[run] for size in S["window"]}
+
 
 pl.plot.heatmaps(by_window("STR"), METRICS)
 
@@ -112,10 +128,20 @@ share.unstack("window").round(3)
 
 # %%
 others = share.drop([1, w], level="window")
-pl.claim("41-4", all(ratios.ratio[r, "prob", size] > ratios.ratio[r, "logit_diff", size]
-                     for r in RUNS for size in S["window"] if size not in (1, w)),
-         close=bool((others > .025).all() and (others < .975).any()),
-         **{run: ratios.ratio[run].drop([1, w], level="window") for run in RUNS}, share=others)
+
+# %%
+pl.claim(
+    "41-4",
+    all(
+        ratios.ratio[r, "prob", size] > ratios.ratio[r, "logit_diff", size]
+        for r in RUNS
+        for size in S["window"]
+        if size not in (1, w)
+    ),
+    close=bool((others > 0.025).all() and (others < 0.975).any()),
+    **{run: ratios.ratio[run].drop([1, w], level="window") for run in RUNS},
+    share=others,
+)
 
 # %% [markdown]
 # ## 4 The paper's other models
@@ -125,7 +151,10 @@ pl.claim("41-4", all(ratios.ratio[r, "prob", size] > ratios.ratio[r, "logit_diff
 
 # %%
 large = pl.paper.value("figure25")
-pd.Series({(run, m): large[run][m].get("peak") for run in RUNS for m in METRICS}, name="peak, GPT-2 large, window of 5")
+pd.Series(
+    {(run, m): large[run][m].get("peak") for run in RUNS for m in METRICS},
+    name="peak, GPT-2 large, window of 5",
+)
 
 # %% [markdown]
 # Under GN it lies at layer 9 of 36, a quarter of the depth; in GPT-2 XL at 15 of 48, a third. For GPT-J there are maps alone,
