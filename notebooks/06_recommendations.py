@@ -51,7 +51,8 @@ corruptions = {"STR": pl.STR("S2"), "GN": pl.GN("S2")}
 # shrink from layer to layer?
 
 # %%
-some, reference = pairs[:30], pairs[30:]
+third = len(pairs) // 3
+some, reference = pairs[:third], pairs[third:]
 far = {
     name: pl.ood(model, some, corruption, positions=["S2", "last"], reference=reference)
     for name, corruption in corruptions.items()

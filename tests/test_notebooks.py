@@ -88,7 +88,7 @@ def test_a_notebook_begins_and_ends_as_all_do(name):
     assert "transformer-lens 4." in printed
     if name not in PAGES:
         assert "## Summary" in text and "## Exercises" in text
-        assert len(set(re.findall(r"pl\.check\(\"(\S+?)\"", _code(name)))) == 3
+        assert len(set(re.findall(r"pl\.check\(\s*\"(\S+?)\"", _code(name)))) == 3
 
 
 def _cells(name: str) -> list[str]:

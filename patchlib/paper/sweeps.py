@@ -111,6 +111,9 @@ def difference(model: TransformerBridge, name: str, seed: int | None = None) -> 
         pairs = pairs[sorted(draw.choice(len(pairs), 2, replace=False))]
         layers = sorted(draw.choice(model.cfg.n_layers, 2, replace=False).tolist())
         settings |= {"layers": layers}
+        if "positions" in settings:
+            # Not every prompt has a token at each, and none is asked for that no prompt has.
+            settings["positions"] = [at for at in settings["positions"] if any(pairs.at(at))]
         if settings["component"] == "head":
             heads = draw.choice(model.cfg.n_heads, len(layers)).tolist()
             settings |= {"heads": list(zip(layers, heads, strict=True))}

@@ -8,6 +8,7 @@ TransformerLens' own forward pass, and a faster one for the architectures that i
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -386,13 +387,21 @@ def _choose_engine(
         message = f"patching with hooks, which takes longer: {problem}"
         if message not in _told:
             _told.add(message)
-            warnings.warn(message, stacklevel=4)
+            warnings.warn(message, stacklevel=_level_outside())
     for activation in frame.activations:
         hook_engine.require_effect(model, runs[0], activation)
     return "hooks"
 
 
 _told: set[str] = set()
+
+
+def _level_outside() -> int:
+    """At which level of the stack the caller from outside the package stands, for a warning."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and str(frame.f_globals.get("__name__")).startswith("patchlib."):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 @dataclass(frozen=True)
