@@ -39,6 +39,7 @@ PAPERS_MODEL = {
     "03_1_factual_recall": "gpt2-xl",
     "04_1_metrics_factual_recall": "gpt2-xl",
     "05_sliding_window": "gpt2-large",
+    "06_recommendations": "gpt2-large",
     "app_c_arithmetic": "gpt-j-6b",
     "app_d_docstring": "attn-only-4l",
     "app_g_factual_recall_details": "gpt-j-6b",
