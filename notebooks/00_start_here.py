@@ -142,7 +142,7 @@ for head in range(model.cfg.n_heads):
 
 # %%
 fx_one = pl.patch(model, one, corruption=pl.STR("changed"), metrics=["logit_diff"], progress=False)
-pl.strongest(fx_one, n=5)
+pl.strongest(fx_one, n=5).round(3)
 
 # %% [markdown]
 # Do not take a package's word for it. The strongest head of the table, once more by hand:
