@@ -146,3 +146,13 @@ def test_settings_go_by_a_models_shape_and_not_by_its_name(
         monkeypatch.setattr(mini.cfg, key, value)
     monkeypatch.setattr(mini.cfg, "model_name", "mine")
     assert settings(experiment, mini)["n"] == n
+
+
+@pytest.mark.parametrize(("n_layers", "tenth"), [(48, 5), (30, 3), (8, 3), (36, 3)])
+def test_one_of_several_windows_is_a_tenth_of_the_layers(
+    n_layers: int, tenth: int, mini: TransformerBridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The paper's 5 of 48, and of fewer layers what comes nearest; none where there is one."""
+    monkeypatch.setattr(mini.cfg, "n_layers", n_layers)
+    assert settings("5_sliding_window", mini)["tenth"] == tenth
+    assert "tenth" not in settings("app_c_arithmetic", mini)

@@ -12,6 +12,7 @@ from patchlib.errors import PatchlibError
 from patchlib.lessons import answers, checks
 from patchlib.lessons import start as lesson_start
 from patchlib.lessons.answers import Hint
+from patchlib.sweep import store
 
 
 @pytest.fixture(autouse=True)
@@ -62,10 +63,10 @@ def test_time_is_estimated_where_no_sweep_is_stored(
 ):
     folder = str(tiny_folders("gpt2").resolve())
     monkeypatch.setenv("PATCHLIB_MODEL", folder)
-    monkeypatch.setattr(lesson_start, "DATA", tmp_path)
+    monkeypatch.setattr(store, "STORED", tmp_path)
     if is_stored:
         monkeypatch.setattr(lesson_start, "describe", lambda model: {"model": "x", "revision": ""})
-        (tmp_path / "sweeps" / "x").mkdir(parents=True)
+        (tmp_path / "x.json").write_text('{"some": {}}', encoding="utf-8")
     pl.start("3_1_ioi", n=4)
     lines = capsys.readouterr().out.splitlines()
     assert [line.startswith("3_1_ioi: ") for line in lines[1:]] == [True] * (not is_stored)

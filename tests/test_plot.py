@@ -227,7 +227,7 @@ def test_the_grid_has_a_row_for_each_result_and_a_column_for_each_metric() -> No
 
 def test_a_curve_has_a_line_for_each_result_and_one_at_zero() -> None:
     results = {"STR": result("layer"), "GN": result("layer", seed=1, draws=3)}
-    figure = plot.curve(results, "prob")
+    figure = plot.lines(results, "prob")
     (axes,) = figure.axes
     zero, *lines = axes.lines
     assert np.array_equal(zero.get_ydata(), [0, 0])
@@ -244,7 +244,7 @@ def test_a_curve_has_a_line_for_each_result_and_one_at_zero() -> None:
 def test_the_band_is_one_standard_deviation_wide() -> None:
     fx = result("layer", draws=3)
     fx.effect_sd[:, 4] = np.nan
-    (axes,) = plot.curve(fx).axes
+    (axes,) = plot.lines(fx).axes
     (band,) = axes.collections
     y = np.concatenate([path.vertices for path in band.get_paths()])
     effect = fx.effect.values[0]
@@ -256,21 +256,21 @@ def test_the_band_is_one_standard_deviation_wide() -> None:
 
 
 def test_a_single_curve_without_draws_needs_no_legend() -> None:
-    figure = plot.curve(result("layer"))
+    figure = plot.lines(result("layer"))
     assert figure.legends == [] and list(figure.axes[0].collections) == []
 
 
 def test_the_title_names_what_all_results_share() -> None:
     results = {"w1": result("layer"), "w5": result("layer", window=5, direction="denoise")}
-    assert plot.curve(results).axes[0].get_title() == (
+    assert plot.lines(results).axes[0].get_title() == (
         "effect of patching MLPs\nSTR on S2\nmini, IOI, 20 prompts"
     )
     one = result("layer", direction="noise").assign_coords(position="last_subject")
-    assert plot.curve(one).axes[0].get_title() == (
+    assert plot.lines(one).axes[0].get_title() == (
         "effect of patching MLPs at last subject\nSTR on S2, noising\nmini, IOI, 20 prompts"
     )
     one.attrs = {}
-    assert plot.curve(one).axes[0].get_title() == ""
+    assert plot.lines(one).axes[0].get_title() == ""
 
 
 def test_bars_are_means_and_error_bars_standard_deviations_over_prompts() -> None:
@@ -332,14 +332,14 @@ def test_a_metric_of_one_s_own_has_its_name() -> None:
 def test_the_title_says_where_other_activations_come_from() -> None:
     fx = result("layer", source="zeros")
     assert (
-        plot.curve(fx).axes[0].get_title().endswith("STR on S2, from zeros\nmini, IOI, 20 prompts")
+        plot.lines(fx).axes[0].get_title().endswith("STR on S2, from zeros\nmini, IOI, 20 prompts")
     )
     fx.attrs["source"] = "clean run"
-    assert plot.curve(fx).axes[0].get_title().endswith("STR on S2\nmini, IOI, 20 prompts")
+    assert plot.lines(fx).axes[0].get_title().endswith("STR on S2\nmini, IOI, 20 prompts")
 
 
 def test_a_figure_that_fails_leaves_the_old_files(tmp_path: Path) -> None:
-    figure = plot.curve(result("layer"))
+    figure = plot.lines(result("layer"))
     plot.save(figure, tmp_path / "a")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     figure.axes[0].set_title("$\\nowhere$")
@@ -350,7 +350,7 @@ def test_a_figure_that_fails_leaves_the_old_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["deep/er/a", "a.png", "v1.5"])
 def test_save_writes_a_picture_and_a_document(tmp_path: Path, name: str) -> None:
-    figure = plot.curve(result("layer"))
+    figure = plot.lines(result("layer"))
     plot.save(figure, tmp_path / name)
     stem = name.removesuffix(".png").removesuffix(".pdf")
     files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.p*"))
@@ -366,7 +366,7 @@ DRAWINGS: list[Callable[[], Figure]] = [
     lambda: plot.heatmap(result("layer", "head", n_layers=48)),
     lambda: plot.heatmap(result("layer", "position")),
     lambda: plot.heatmaps({"STR": result("layer", "head")}, ["prob", "kl"]),
-    lambda: plot.curve({"STR": result("layer")}),
+    lambda: plot.lines({"STR": result("layer")}),
     lambda: plot.attention_bars(BARS),
 ]
 
@@ -390,11 +390,11 @@ def test_figures_are_legible_and_shown_only_as_a_value(draw: Callable[[], Figure
         (lambda: plot.heatmap(result()), ["'layer'", "patch_together"]),
         (lambda: plot.heatmap(result("layer", "head", "position")), ["fx.sel(position"]),
         (lambda: plot.heatmap(result("layer", "head").rename(head="neuron")), ["6 neurons"]),
-        (lambda: plot.heatmaps({"STR": result("layer")}, ["kl"]), ["plot.curve"]),
+        (lambda: plot.heatmaps({"STR": result("layer")}, ["kl"]), ["plot.lines"]),
         (lambda: plot.heatmaps({}, ["kl"]), ["no result"]),
         (lambda: plot.heatmaps({"STR": result("layer", "head")}, []), ["no metrics"]),
-        (lambda: plot.curve({}), ["no result"]),
-        (lambda: plot.curve(result("layer", "head")), ["fx.sel(head", "plot.heatmap"]),
+        (lambda: plot.lines({}), ["no result"]),
+        (lambda: plot.lines(result("layer", "head")), ["fx.sel(head", "plot.heatmap"]),
         (lambda: plot.attention_bars({}), ["no attention"]),
         (lambda: plot.attention_bars({"GN": BARS["GN"][0]}), ["'GN'", "head, prompt, to"]),
         (

@@ -12,10 +12,9 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from patchlib import tasks
 from patchlib.errors import PatchlibError, whole
-from patchlib.files import DATA
 from patchlib.lessons.claims import begin
 from patchlib.models.loading import describe, load_model
-from patchlib.paper import experiments
+from patchlib.paper import experiments, sweeps
 from patchlib.prompts.pairs import PromptPairs
 
 
@@ -58,8 +57,7 @@ def start(experiment: str, **other: Any) -> tuple[TransformerBridge, PromptPairs
     packages = ("patchlib", "transformer-lens", "torch")
     parts = [f"{package} {version(package).split('+')[0]}" for package in packages]
     print(" · ".join([*parts, f"model {facts['model']} ({facts['revision']})"]))
-    stored = [folder.name for folder in (DATA / "sweeps").glob("*")]
-    if facts["model"] not in ("mini", *stored):
+    if facts["model"] != "mini" and not sweeps.listed(facts["model"]):
         print(f"{experiment}: {experiments.estimate(model, S)}")
     pairs: PromptPairs = draw(model, **{name: S[name] for name in arguments & S.keys()})
     begin(facts["model"], f"{len(pairs)} prompts of {experiment}")

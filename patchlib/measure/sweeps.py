@@ -111,6 +111,7 @@ class Sweep(HeadLists, Mapping[str, xr.Dataset]):
                     "keep_prompts=True, keep_draws=False"
                 )
         self._results = dict(results)
+        self._tables: dict[tuple[str, str], pd.DataFrame] = {}
         self.names = tuple(self._results)
         self._first = next(iter(self._results.values()))
         self.metrics = tuple(map(str, self._first.metric.values))
@@ -196,8 +197,7 @@ class Sweep(HeadLists, Mapping[str, xr.Dataset]):
             PatchlibError: for a run, metric or sign that there is not, and for sweeps of something
                 else than heads or with several positions.
         """
-        _known(run, self)
-        detected = detect(self.mean[run], sd)
+        detected = self._detected(run, sd)
         signs = SIGNS if sign == "both" else (sign,)
         heads = Heads(head for each in signs for head in heads_of(detected, metric, each))
         effect = self.mean[run].effect.sel(metric=metric)
@@ -220,11 +220,20 @@ class Sweep(HeadLists, Mapping[str, xr.Dataset]):
             PatchlibError: as `found` does.
         """
         self.found(run, metric, sd=sd)
-        detected = detect(self.mean[run].sel(metric=[metric]), sd)
+        detected = self._detected(run, sd)
+        thresholds = detected[detected.metric == metric].threshold
         ends = interval(self[run].sel(metric=[metric])).sel(metric=metric)
         low, high = by_cell(ends.low), by_cell(ends.high)
-        inside = [(low <= threshold) & (threshold <= high) for threshold in detected.threshold]
+        inside = [(low <= threshold) & (threshold <= high) for threshold in thresholds]
         return Heads(low.cell.values[(inside[0] | inside[1]).values].tolist())
+
+    def _detected(self, run: str, sd: float) -> pd.DataFrame:
+        """`detect` of all metrics, once for a run and a rule, since it is asked for each metric."""
+        _known(run, self)
+        key = run, repr(sd)
+        if key not in self._tables:
+            self._tables[key] = detect(self.mean[run], sd)
+        return self._tables[key]
 
 
 def sweep(

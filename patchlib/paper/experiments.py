@@ -50,7 +50,8 @@ def settings(name: str, model: TransformerBridge) -> dict[str, Any]:
     Returns:
         ``task``, ``component``, ``positions``, ``sites``, ``scale``, ``n``, ``draws``,
         ``prepend_bos`` and, for layers, ``window`` and ``before``, as `patchlib.patch` takes them;
-        those of `mini` for a model for which the experiment names none.
+        those of `mini` for a model for which the experiment names none. Of several windows
+        ``tenth`` is the one nearest to a tenth of the layers, as the paper's 5 of 48 are.
 
     Raises:
         PatchlibError: for an unknown experiment.
@@ -68,7 +69,11 @@ def settings(name: str, model: TransformerBridge) -> dict[str, Any]:
     for_models = entry.pop("settings")
     cfg = model.cfg
     shape = (str(cfg.architecture), cfg.n_layers, cfg.n_heads, cfg.d_model)
-    return entry | for_models.get(SHAPES.get(shape), for_models["mini"])
+    found = entry | for_models.get(SHAPES.get(shape), for_models["mini"])
+    if isinstance(found.get("window"), list):
+        several = [window for window in found["window"] if window > 1]
+        found["tenth"] = min(several, key=lambda window: abs(window - cfg.n_layers / 10))
+    return found
 
 
 @dataclass(frozen=True)

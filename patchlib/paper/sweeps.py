@@ -97,7 +97,8 @@ def difference(model: TransformerBridge, name: str, seed: int | None = None) -> 
     Args:
         model: the model.
         name: the sweep, as in `listed`.
-        seed: draws two prompts and two layers, or three heads, to compare; everything where None.
+        seed: draws two prompts, and two layers or a head of each, to compare; everything where
+            None.
 
     Returns:
         The largest difference of any metric in any run, as `TOLERANCE` has it.

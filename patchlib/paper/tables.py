@@ -15,9 +15,9 @@ import pandas as pd
 
 from patchlib.errors import PatchlibError
 from patchlib.files import DATA
+from patchlib.measure.sweeps import SIGNS
 
 RESULTS = DATA / "paper_results.json"
-_SIGNS = ("positive", "negative")
 # The names by which pl.load_model takes the models whose heads the paper lists from the hub.
 _MODELS = {
     "GPT-2 small": ("gpt2", "gpt2-small", "openai-community/gpt2"),
@@ -96,7 +96,7 @@ def class_counts(found: Mapping[str, pd.DataFrame], model: str) -> pd.DataFrame:
     rows = []
     for row in value("table1"):
         corruption, metric = row["corruption"], row["metric"]
-        heads = {sign: _heads(found, corruption, metric, sign) for sign in _SIGNS}
+        heads = {sign: _heads(found, corruption, metric, sign) for sign in SIGNS}
         if None in heads.values():
             continue
         counts = {

@@ -5,7 +5,7 @@ exactly once, as a value, with an alternative text. Results with values for each
 are shown as their mean.
 """
 
-from patchlib.show.plot.curves import add_curve, curve, lines, windows
+from patchlib.show.plot.curves import add_curve, lines, windows
 from patchlib.show.plot.heads import draws, intervals, ranked
 from patchlib.show.plot.maps import heatmap, heatmaps
 from patchlib.show.plot.patterns import attention, attention_bars, bars, check_attention
@@ -17,7 +17,6 @@ __all__ = [
     "attention_bars",
     "bars",
     "check_attention",
-    "curve",
     "draws",
     "heatmap",
     "heatmaps",

@@ -100,9 +100,6 @@ def lines(results: Mapping[str, xr.Dataset] | xr.Dataset, metric: str = "logit_d
     return drawn
 
 
-curve = lines
-
-
 def _each_line(
     fx: xr.Dataset, metric: str
 ) -> Iterator[tuple[str, xr.DataArray, xr.DataArray | None]]:

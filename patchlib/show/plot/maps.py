@@ -178,7 +178,7 @@ def _map(effect: xr.DataArray) -> xr.DataArray:
         raise PatchlibError(
             f"this result has the dimensions {', '.join(map(str, effect.dims))}, and a map has "
             "layer and head, or layer and position. Select one position with "
-            "fx.sel(position=...); for layers alone use plot.curve"
+            "fx.sel(position=...); for layers alone use plot.lines"
         )
     return effect.transpose("layer", *others)
 
