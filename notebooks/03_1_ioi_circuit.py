@@ -175,8 +175,8 @@ stream = pl.patch(
 pl.plot.lines(stream)
 
 # %% [markdown]
-# At the bottom everything is at S2, since only S2 differs. At the top everything is at the last token, since only that
-# token is read out. In between the information *moves*. Which heads carry it? Patch each at one of the two positions:
+# At the bottom everything is at S2, since only S2 differs. At the top nearly everything is at the last token, since only that
+# token is read out; what is missing there is what the last layer itself still fetches. In between the information *moves*. Which heads carry it? Patch each at one of the two positions:
 
 # %%
 where = pl.patch(

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Replication: which of the paper's conclusions hold for another model?
 #
-# **Time** 15 minutes · **Paper** [Zhang & Nanda, ICLR 2024](https://arxiv.org/abs/2309.16042), all sections · **Before this** nothing; the notebooks of the single claims are linked below
+# **Time** 15 minutes · **Paper** [Zhang & Nanda, ICLR 2024](https://arxiv.org/abs/2309.16042), all sections · **Before this** nothing; every claim stands in the notebook of its section
 #
 # Zhang and Nanda ask how the choices of an activation patching experiment decide its outcome: how a prompt is corrupted,
 # which metric is read, how many layers are restored, which tokens are corrupted. They answer for GPT-2 small, GPT-2 large,
@@ -103,7 +103,7 @@ sure.assign(share_of_resamples=held)
 # ## 5 How sure is that? The noise
 #
 # Gaussian noise has a second source of chance: the draw. Here each head's share of ten draws in which the rule detects it.
-# A list made with one draw, which is what the paper's code does, would hold each of these heads with that probability.
+# A list made with one draw would hold each of these heads with about that probability; the paper does not say how many draws it used.
 
 # %%
 draws = pl.patch(
