@@ -110,7 +110,7 @@ pl.claim(
 # at **w**, the window, of those that were swept, that comes nearest to a tenth of the loaded model's layers.
 
 # %%
-w = min(S["window"][1:], key=lambda size: abs(size - model.cfg.n_layers / 10))
+w = S["tenth"]
 print("w =", w, "of", model.cfg.n_layers, "layers, of the windows", S["window"])
 
 # %% [markdown]

@@ -56,7 +56,7 @@ pl.show_pairs(model, pairs, "subject", n=2)
 
 # %%
 METRICS, RUNS = ["prob", "logit_diff"], ["STR", "GN"]
-w = min(S["window"][1:], key=lambda size: abs(size - model.cfg.n_layers / 10))
+w = S["tenth"]
 corruptions = {"STR": pl.STR("subject"), "GN": pl.GN("subject", draws=S["draws"])}
 
 # %%

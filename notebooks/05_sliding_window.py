@@ -36,7 +36,7 @@ model, pairs, S = pl.start("5_sliding_window")
 
 # %%
 METRICS, RUNS = ["prob", "logit_diff"], ["STR", "GN"]
-w = min(S["window"][1:], key=lambda size: abs(size - model.cfg.n_layers / 10))
+w = S["tenth"]
 corruptions = {"STR": pl.STR("subject"), "GN": pl.GN("subject", draws=S["draws"])}
 
 # %%

@@ -33,7 +33,7 @@ model, pairs, S = pl.start("app_g_factual_recall")
 
 # %%
 METRICS, RUNS = ["prob", "logit_diff"], ["STR", "GN"]
-w = min(S["window"][1:], key=lambda size: abs(size - model.cfg.n_layers / 10))
+w = S["tenth"]
 corruptions = {"STR": pl.STR("subject"), "GN": pl.GN("subject", draws=S["draws"])}
 
 # %%
