@@ -37,6 +37,12 @@ from .paper import advice as advice
 from .paper import experiments as experiments
 from .paper.advice import advise as advise
 from .paper.roles import head_roles as head_roles
+from .patching import metrics as metrics
+from .patching.metrics import Metric as Metric
+from .patching.patch import patch as patch
+from .patching.patch import patch_together as patch_together
+from .patching.sources import Mean as Mean
+from .patching.sources import Zero as Zero
 from .prompts.corruption import GN as GN
 from .prompts.corruption import STR as STR
 from .prompts.corruption import Corruption as Corruption
@@ -47,9 +53,3 @@ from .show import choices as choices
 from .show import plot as plot
 from .show.attention_heads import AttentionHeads as AttentionHeads
 from .show.explorer import explore as explore
-from .sweep import metrics as metrics
-from .sweep.metrics import Metric as Metric
-from .sweep.patching import patch as patch
-from .sweep.patching import patch_together as patch_together
-from .sweep.sources import Mean as Mean
-from .sweep.sources import Zero as Zero

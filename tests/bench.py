@@ -34,10 +34,10 @@ from transformers.utils import logging
 
 import patchlib as pl
 from patchlib.models.loading import MINI
+from patchlib.patching.cells import COMPONENTS, Cell, Part, unit_of
+from patchlib.patching.hook_engine import names_of, restore
+from patchlib.patching.runs import Run, run_with_edits
 from patchlib.prompts.pairs import PromptPairs, TokenizedPrompt
-from patchlib.sweep.cells import COMPONENTS, Cell, Part, unit_of
-from patchlib.sweep.hook_engine import names_of, restore
-from patchlib.sweep.runs import Run, run_with_edits
 
 OUT = Path(__file__).parents[1] / "_build" / "bench"
 WINDOWS = {"window": [3, 5, 10], "before": [1, 2, 5]}

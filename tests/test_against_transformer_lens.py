@@ -14,10 +14,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
 
 import patchlib as pl
+from patchlib.patching import architectures
+from patchlib.patching.cells import COMPONENTS
+from patchlib.patching.patch import ENGINES
 from patchlib.prompts.pairs import PromptPairs
-from patchlib.sweep import architectures
-from patchlib.sweep.cells import COMPONENTS
-from patchlib.sweep.patching import ENGINES
 
 METRICS = ["logit_diff", "prob"]
 # A tiny model spreads its probability over thousands of tokens: only a share of it means much.

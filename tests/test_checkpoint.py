@@ -22,9 +22,9 @@ import xarray as xr
 from transformer_lens.model_bridge import TransformerBridge
 
 import patchlib as pl
+from patchlib.patching import checkpoint, patching
+from patchlib.patching.checkpoint import Checkpoint, fingerprints, places
 from patchlib.prompts.pairs import PromptPairs
-from patchlib.sweep import checkpoint, patching
-from patchlib.sweep.checkpoint import Checkpoint, fingerprints, places
 
 OPTIONS: dict[str, Any] = {"corruption": pl.GN("S1+IO", draws=2), "batch_size": 2}
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 import patchlib as pl
+from patchlib.patching import architectures
+from patchlib.patching.patch import ENGINES
 from patchlib.prompts.pairs import PromptPairs
-from patchlib.sweep import architectures
-from patchlib.sweep.patching import ENGINES
 
 METRICS = ("logit_diff", "prob", "kl")
 OPTIONS: dict[str, Any] = {"corruption": pl.STR("S2"), "metrics": METRICS, "progress": False}

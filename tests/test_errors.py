@@ -13,8 +13,8 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 import patchlib as pl
+from patchlib.patching import cells, runs
 from patchlib.prompts.pairs import PromptPairs
-from patchlib.sweep import cells, runs
 from patchlib.tasks import facts, indirect_objects, sums, years
 
 STR = pl.STR("S2")

@@ -14,12 +14,12 @@ from IPython.core.interactiveshell import InteractiveShell
 from transformer_lens.model_bridge import TransformerBridge
 
 import patchlib as pl
+from patchlib.patching.metrics import METRICS
 from patchlib.show import explorer as module
 from patchlib.show import kept
 from patchlib.show.explorer import Explorer, explore
 from patchlib.show.kept import KeptSweeps, Request
 from patchlib.show.picture import png_of, table_of
-from patchlib.sweep.metrics import METRICS
 
 ALL_METRICS = list(METRICS)
 

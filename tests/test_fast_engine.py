@@ -28,10 +28,10 @@ from transformers.activations import NewGELUActivation
 
 import patchlib as pl
 from patchlib.models.loading import MINI
+from patchlib.patching import architectures, fast_engine, patching
+from patchlib.patching.cells import COMPONENTS
 from patchlib.prompts.corruption import Corruption
 from patchlib.prompts.pairs import PromptPairs
-from patchlib.sweep import architectures, fast_engine, patching
-from patchlib.sweep.cells import COMPONENTS
 
 METRICS = ("logit_diff", "prob", "kl", "log_prob")
 TOLERANCE = {"rtol": 0, "atol": 1e-4}

@@ -17,13 +17,13 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities import get_act_name
 
 import patchlib as pl
+from patchlib.patching import architectures
+from patchlib.patching.cells import COMPONENTS, Cell, Limits, Part, unit_of
+from patchlib.patching.metrics import choose
+from patchlib.patching.patch import ENGINES
+from patchlib.patching.runs import Run
 from patchlib.prompts.corruption import Corruption
 from patchlib.prompts.pairs import PromptPairs
-from patchlib.sweep import architectures
-from patchlib.sweep.cells import COMPONENTS, Cell, Limits, Part, unit_of
-from patchlib.sweep.metrics import choose
-from patchlib.sweep.patching import ENGINES
-from patchlib.sweep.runs import Run
 
 # Without rank and accuracy, which jump where two logits are equal but for rounding.
 METRICS = ("logit_diff", "prob", "kl", "log_prob")

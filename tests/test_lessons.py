@@ -12,7 +12,7 @@ from patchlib.errors import PatchlibError
 from patchlib.lessons import answers, checks
 from patchlib.lessons import start as lesson_start
 from patchlib.lessons.answers import Hint
-from patchlib.sweep import store
+from patchlib.patching import store
 
 
 @pytest.fixture(autouse=True)

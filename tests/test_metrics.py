@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from patchlib.errors import PatchlibError
-from patchlib.sweep import metrics
+from patchlib.patching import metrics
 
 # The exponentials are 1, 2, 3 and 4, so that the probabilities are 0.1, 0.2, 0.3 and 0.4.
 LOGITS = torch.tensor([[1.0, 2, 3, 4]]).log()

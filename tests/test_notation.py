@@ -6,8 +6,8 @@ import pytest
 
 import patchlib as pl
 from patchlib.notebooks import NOTEBOOKS
-from patchlib.sweep.cells import COMPONENTS
-from patchlib.sweep.metrics import METRICS
+from patchlib.patching.cells import COMPONENTS
+from patchlib.patching.metrics import METRICS
 
 TEXT = (NOTEBOOKS / "notation_and_settings.py").read_text(encoding="utf-8")
 NAMED = {name.strip('"') for name in re.findall("`([^`]+)`", TEXT)}

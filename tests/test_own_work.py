@@ -22,10 +22,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GemmaConfig
 
 import patchlib as pl
 from patchlib.models.loading import MINI
+from patchlib.patching.code import fingerprint
+from patchlib.patching.patch import ENGINES
+from patchlib.patching.runs import Run, run_with_edits
 from patchlib.prompts.pairs import PromptPairs
-from patchlib.sweep.code import fingerprint
-from patchlib.sweep.patching import ENGINES
-from patchlib.sweep.runs import Run, run_with_edits
 
 OPTIONS: dict[str, Any] = {"corruption": pl.STR("S2"), "progress": False}
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}
@@ -554,7 +554,7 @@ def test_every_process_finds_the_same(tmp_path: Path):
         import sys
         sys.path.insert(0, {str(tmp_path)!r})
         import mine
-        from patchlib.sweep.code import fingerprint
+        from patchlib.patching.code import fingerprint
         print([fingerprint(getattr(mine, name)) for name in {[*USED]}])
     """
     found = {

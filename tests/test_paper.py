@@ -10,7 +10,7 @@ import pytest
 
 from patchlib.errors import PatchlibError
 from patchlib.paper import tables as paper
-from patchlib.sweep.metrics import METRICS
+from patchlib.patching.metrics import METRICS
 
 FIELDS = ["section", "source", "model", "unit", "values"]
 SOURCES = ("paper text", "table", "read from figure by eye, about ±", "Wang et al. 2023")

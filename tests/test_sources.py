@@ -13,10 +13,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities import get_act_name
 
 import patchlib as pl
+from patchlib.patching import architectures
+from patchlib.patching.cells import COMPONENTS
+from patchlib.patching.patch import ENGINES
 from patchlib.prompts.pairs import PromptPairs
-from patchlib.sweep import architectures
-from patchlib.sweep.cells import COMPONENTS
-from patchlib.sweep.patching import ENGINES
 
 METRICS = ("logit_diff", "prob", "kl")
 OPTIONS: dict[str, Any] = {"corruption": pl.STR("S2"), "metrics": METRICS, "progress": False}

@@ -9,7 +9,7 @@ import xarray as xr
 import patchlib as pl
 from patchlib import PatchlibError
 from patchlib.paper import sweeps
-from patchlib.sweep import store
+from patchlib.patching import store
 
 WHOLE = {"keep_prompts": True, "keep_draws": True, "progress": False, "recompute": True}
 NOISE = pl.GN("S2", draws=3)

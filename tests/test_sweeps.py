@@ -56,13 +56,6 @@ def test_heads_are_sets():
         some & ["nonsense"]
 
 
-def test_the_function_is_not_the_folder_of_its_name():
-    """Importing from the folder patchlib/sweep must not replace the function pl.sweep."""
-    import patchlib.sweep.cells  # noqa: F401
-
-    assert callable(pl.sweep) and pl.sweep.__name__ == "sweep"
-
-
 def test_a_sweep_is_one_patch_for_each_corruption(mini, ioi, swept):
     assert list(swept) == ["STR", "GN"] and len(swept) == 2
     for name, corruption in CORRUPTIONS.items():

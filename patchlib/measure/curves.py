@@ -18,7 +18,7 @@ from patchlib.errors import PatchlibError
 from patchlib.measure.effects import sum_windows
 from patchlib.measure.resamples import ratio_ends, resampled
 from patchlib.measure.sweeps import Sweep
-from patchlib.sweep.cells import UNITS
+from patchlib.patching.cells import UNITS
 
 # How far from the corrupted to the clean run a peak must reach to be salient.
 _SALIENT = 0.1

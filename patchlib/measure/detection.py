@@ -11,7 +11,7 @@ import xarray as xr
 
 from patchlib.errors import PatchlibError, names_in, require_result
 from patchlib.heads import Heads
-from patchlib.sweep.cells import UNITS
+from patchlib.patching.cells import UNITS
 
 # What stands before the layer in the name of a unit that is no head.
 _PREFIX = {"kv_head": "kv", "neuron": "neuron"}

@@ -14,11 +14,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities import get_act_name
 
 from patchlib.errors import PatchlibError, names_in
-from patchlib.prompts.corruption import Corruption
-from patchlib.prompts.pairs import PromptPairs
-from patchlib.sweep.cells import Limits
-from patchlib.sweep.metrics import require_finite
-from patchlib.sweep.runs import (
+from patchlib.patching.cells import Limits
+from patchlib.patching.metrics import require_finite
+from patchlib.patching.runs import (
     Run,
     batches,
     require_corruption,
@@ -27,7 +25,9 @@ from patchlib.sweep.runs import (
     run_with_edits,
     two_runs,
 )
-from patchlib.sweep.settings import of_result
+from patchlib.patching.settings import of_result
+from patchlib.prompts.corruption import Corruption
+from patchlib.prompts.pairs import PromptPairs
 
 ACTIVATIONS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 """What can be measured: one vector of the model's width for each layer and token."""

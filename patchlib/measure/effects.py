@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from patchlib.errors import PatchlibError
-from patchlib.sweep.cells import layers_around, layers_before
+from patchlib.patching.cells import layers_around, layers_before
 
 
 def sum_windows(single: xr.DataArray, window: int, before: int | None = None) -> xr.DataArray:

@@ -18,12 +18,10 @@ from transformer_lens.utilities import get_act_name
 from patchlib.errors import PatchlibError, names_in, whole
 from patchlib.heads import Heads
 from patchlib.models.loading import describe
-from patchlib.prompts.corruption import Corruption
-from patchlib.prompts.pairs import PromptPairs, places_of
-from patchlib.sweep.cells import Cell, parts_of
-from patchlib.sweep.hook_engine import names_of, restore
-from patchlib.sweep.metrics import require_finite
-from patchlib.sweep.runs import (
+from patchlib.patching.cells import Cell, parts_of
+from patchlib.patching.hook_engine import names_of, restore
+from patchlib.patching.metrics import require_finite
+from patchlib.patching.runs import (
     Edit,
     Run,
     batches,
@@ -32,6 +30,8 @@ from patchlib.sweep.runs import (
     run_with_edits,
     two_runs,
 )
+from patchlib.prompts.corruption import Corruption
+from patchlib.prompts.pairs import PromptPairs, places_of
 
 
 def attention_patterns(

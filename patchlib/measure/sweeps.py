@@ -18,10 +18,10 @@ from patchlib.heads import Head, Heads
 from patchlib.measure.detection import by_cell, detect, heads_of
 from patchlib.measure.intervals import interval
 from patchlib.measure.resamples import ratio_ends, resampled
+from patchlib.patching.cells import UNITS
+from patchlib.patching.patch import patch
 from patchlib.prompts.corruption import Corruption
 from patchlib.prompts.pairs import PromptPairs
-from patchlib.sweep.cells import UNITS
-from patchlib.sweep.patching import patch
 
 SIGNS = ("positive", "negative")
 

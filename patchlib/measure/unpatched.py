@@ -10,11 +10,9 @@ import xarray as xr
 from transformer_lens.model_bridge import TransformerBridge
 
 from patchlib.errors import PatchlibError
-from patchlib.prompts.corruption import Corruption
-from patchlib.prompts.pairs import PromptPairs
-from patchlib.sweep import metrics as metric_definitions
-from patchlib.sweep.metrics import Metric
-from patchlib.sweep.runs import (
+from patchlib.patching import metrics as metric_definitions
+from patchlib.patching.metrics import Metric
+from patchlib.patching.runs import (
     Run,
     batches,
     require_corruption,
@@ -22,7 +20,9 @@ from patchlib.sweep.runs import (
     run_with_edits,
     two_runs,
 )
-from patchlib.sweep.settings import of_result
+from patchlib.patching.settings import of_result
+from patchlib.prompts.corruption import Corruption
+from patchlib.prompts.pairs import PromptPairs
 
 
 def baselines(

@@ -20,8 +20,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from patchlib import tasks
 from patchlib.errors import PatchlibError, require_bridge
 from patchlib.files import DATA
+from patchlib.patching.cells import Limits, layers_before
 from patchlib.prompts.pairs import PromptPairs, TokenizedPrompt
-from patchlib.sweep.cells import Limits, layers_before
 
 EXPERIMENTS = DATA / "experiments.json"
 # TransformerLens' name of their architecture, layers, heads and width: the paper's models and

@@ -23,10 +23,10 @@ from patchlib.errors import PatchlibError
 from patchlib.files import BUILD
 from patchlib.measure.unpatched import keep_answered
 from patchlib.models.loading import load_model
+from patchlib.patching import store
+from patchlib.patching.patch import patch
 from patchlib.prompts.corruption import GN, STR
 from patchlib.prompts.pairs import PromptPairs
-from patchlib.sweep import store
-from patchlib.sweep.patching import patch
 
 TOLERANCE = 1e-4
 """How far a stored number may be from one that is computed anew, in the metric's unit or, of

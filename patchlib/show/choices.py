@@ -19,12 +19,12 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from patchlib.errors import PatchlibError
 from patchlib.measure.detection import by_cell, detect
+from patchlib.patching.cells import COMPONENTS, unit_of
+from patchlib.patching.metrics import label
+from patchlib.patching.patch import patch
 from patchlib.prompts.corruption import GN, STR
 from patchlib.prompts.pairs import PromptPairs
 from patchlib.show.picture import Picture, running_cell, table_of
-from patchlib.sweep.cells import COMPONENTS, unit_of
-from patchlib.sweep.metrics import label
-from patchlib.sweep.patching import patch
 
 METRICS = {
     name: label(name).removeprefix("normalised ").split(" (")[0]

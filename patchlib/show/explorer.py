@@ -25,14 +25,14 @@ from patchlib.errors import PatchlibError
 from patchlib.heads import Head, Heads
 from patchlib.measure.detection import detect, heads_of
 from patchlib.measure.heads import attention_patterns
+from patchlib.patching.cells import COMPONENTS, UNITS, unit_of
+from patchlib.patching.metrics import METRICS
 from patchlib.prompts.corruption import GN, STR, Corruption
 from patchlib.prompts.pairs import PromptPairs
 from patchlib.show import plot
 from patchlib.show.heat_map import HeatMap
 from patchlib.show.kept import KeptSweeps, Request
 from patchlib.show.picture import Picture, fit_page, running_cell, table_of
-from patchlib.sweep.cells import COMPONENTS, UNITS, unit_of
-from patchlib.sweep.metrics import METRICS
 
 _PROMPTS = 32
 _WINDOWS = (1, 3, 5)

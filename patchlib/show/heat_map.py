@@ -13,8 +13,8 @@ from matplotlib import colormaps
 from matplotlib.colors import Normalize, to_hex
 
 from patchlib.heads import Head, Heads
-from patchlib.sweep.cells import UNITS
-from patchlib.sweep.metrics import label
+from patchlib.patching.cells import UNITS
+from patchlib.patching.metrics import label
 
 _STEPS_OF_BAR = 11
 

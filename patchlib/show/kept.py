@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 import xarray as xr
 from transformer_lens.model_bridge import TransformerBridge
 
+from patchlib.patching.cells import COMPONENTS, unit_of
+from patchlib.patching.metrics import METRICS
+from patchlib.patching.patch import patch
 from patchlib.prompts.corruption import GN, Corruption
 from patchlib.prompts.pairs import PromptPairs
-from patchlib.sweep.cells import COMPONENTS, unit_of
-from patchlib.sweep.metrics import METRICS
-from patchlib.sweep.patching import patch
 
 # What stored sweeps hold; all other metrics are computed with them.
 _PAPERS = ("logit_diff", "prob", "kl")

@@ -34,9 +34,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from patchlib.lessons.answers import call, close, entries, mistake, number
 from patchlib.lessons.checks import exercise
 from patchlib.measure.effects import stolfo
+from patchlib.patching.patch import patch
 from patchlib.prompts.corruption import STR
 from patchlib.prompts.pairs import PromptPairs
-from patchlib.sweep.patching import patch
 
 
 @exercise("C.1")

@@ -33,9 +33,9 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from patchlib.lessons.answers import call, close, entries, mistake, number
 from patchlib.lessons.checks import exercise
+from patchlib.patching.patch import patch_together
 from patchlib.prompts.corruption import STR
 from patchlib.prompts.pairs import PromptPairs
-from patchlib.sweep.patching import patch_together
 
 
 @exercise("D.1")

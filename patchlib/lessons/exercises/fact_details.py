@@ -34,9 +34,9 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from patchlib.lessons.answers import Hint, call, mistake, number, pair
 from patchlib.lessons.checks import exercise
+from patchlib.patching.patch import patch
 from patchlib.prompts.corruption import STR
 from patchlib.prompts.pairs import PromptPairs
-from patchlib.sweep.patching import patch
 
 _BUCKETS = ["first_subject", "middle_subject", "last_subject", "next", "further", "last"]
 

@@ -34,9 +34,9 @@ from patchlib.lessons.checks import exercise
 from patchlib.measure.curves import peaks
 from patchlib.measure.sweeps import Sweep
 from patchlib.measure.sweeps import sweep as swept
+from patchlib.patching.patch import patch
 from patchlib.prompts.corruption import STR
 from patchlib.prompts.pairs import PromptPairs
-from patchlib.sweep.patching import patch
 
 _RUNS = ["STR", "GN"]
 

@@ -35,9 +35,9 @@ from patchlib.heads import Head, Heads
 from patchlib.lessons.answers import call, close, entries, heads, mistake, number, pair
 from patchlib.lessons.checks import exercise
 from patchlib.measure.sweeps import Sweep
+from patchlib.patching.patch import patch, patch_together
 from patchlib.prompts.corruption import STR
 from patchlib.prompts.pairs import PromptPairs
-from patchlib.sweep.patching import patch, patch_together
 
 
 @exercise("3.1.1")

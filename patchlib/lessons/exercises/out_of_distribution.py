@@ -38,9 +38,9 @@ from patchlib.heads import Head
 from patchlib.lessons.answers import call, close, entries, mistake, number
 from patchlib.lessons.checks import exercise
 from patchlib.measure.heads import attention_patterns
+from patchlib.patching.patch import patch_together
 from patchlib.prompts.corruption import GN, STR
 from patchlib.prompts.pairs import PromptPairs
-from patchlib.sweep.patching import patch_together
 
 CORRUPTIONS = {"STR": STR("S2"), "GN": GN("S2")}
 

@@ -35,9 +35,9 @@ from patchlib.lessons.answers import Hint, call, close, entries, mistake, number
 from patchlib.lessons.checks import exercise
 from patchlib.measure.effects import sum_windows
 from patchlib.measure.sweeps import Sweep
+from patchlib.patching.patch import patch
 from patchlib.prompts.corruption import STR
 from patchlib.prompts.pairs import PromptPairs
-from patchlib.sweep.patching import patch
 
 
 @exercise("5.1")

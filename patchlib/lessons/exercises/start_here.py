@@ -33,9 +33,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from patchlib.heads import Head
 from patchlib.lessons.answers import call, close, entries, head, mistake, number, pair
 from patchlib.lessons.checks import exercise
+from patchlib.patching.patch import patch
 from patchlib.prompts.corruption import STR
 from patchlib.prompts.pairs import PromptPairs
-from patchlib.sweep.patching import patch
 
 
 @exercise("0.1")

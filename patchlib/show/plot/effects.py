@@ -8,8 +8,8 @@ import xarray as xr
 
 from patchlib.errors import PatchlibError
 from patchlib.measure.detection import detect
+from patchlib.patching.cells import UNITS
 from patchlib.show.plot.style import DETECTION_SD
-from patchlib.sweep.cells import UNITS
 
 
 def effect_of(fx: xr.Dataset, metric: str, keep: str = "") -> xr.DataArray:

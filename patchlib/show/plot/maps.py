@@ -16,6 +16,8 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Patch, Rectangle
 
 from patchlib.errors import PatchlibError
+from patchlib.patching.cells import UNITS
+from patchlib.patching.metrics import label as metric_label
 from patchlib.show.plot.curves import lines
 from patchlib.show.plot.effects import detected, effect_of, named
 from patchlib.show.plot.style import (
@@ -27,8 +29,6 @@ from patchlib.show.plot.style import (
     spelt,
     title,
 )
-from patchlib.sweep.cells import UNITS
-from patchlib.sweep.metrics import label as metric_label
 
 _DIVERGING = "RdBu"
 _NOT_MEASURED = {"facecolor": "0.88", "edgecolor": "0.55", "hatch": "/////"}

@@ -18,7 +18,7 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from patchlib.files import write_whole
-from patchlib.sweep import metrics
+from patchlib.patching import metrics
 
 # Any, as the names of all settings are matplotlib's own.
 STYLE: Any = {

@@ -8,8 +8,8 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 
-from patchlib.sweep.frames import Frame
-from patchlib.sweep.metrics import Metric
+from patchlib.patching.frames import Frame
+from patchlib.patching.metrics import Metric
 
 
 def label(

@@ -15,9 +15,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.tools.analysis._model_state import require_eval_mode
 
 from patchlib.errors import PatchlibError, require_bridge, whole
+from patchlib.patching.cells import Limits
 from patchlib.prompts.corruption import Corruption, is_own
 from patchlib.prompts.pairs import PromptPairs
-from patchlib.sweep.cells import Limits
 
 # Hooks live on the model: a cell and a widget in another thread must take turns.
 _ONE_AT_A_TIME = threading.RLock()

@@ -23,12 +23,12 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities import get_act_name
 
 from patchlib.errors import PatchlibError
+from patchlib.patching.architectures import Network, Sizes
+from patchlib.patching.cells import Cell, Limits, Piece, Where
+from patchlib.patching.metrics import Metric, measure
+from patchlib.patching.runs import Run, row_bytes, run_with_edits
+from patchlib.patching.sources import Taken
 from patchlib.prompts.pairs import NOTHING, PromptPairs
-from patchlib.sweep.architectures import Network, Sizes
-from patchlib.sweep.cells import Cell, Limits, Piece, Where
-from patchlib.sweep.metrics import Metric, measure
-from patchlib.sweep.runs import Run, row_bytes, run_with_edits
-from patchlib.sweep.sources import Taken
 
 Residual = Float[Tensor, "row position d_model"]
 Kept = dict[int, Tensor]

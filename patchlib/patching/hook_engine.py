@@ -10,11 +10,11 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities import get_act_name
 
 from patchlib.errors import PatchlibError
+from patchlib.patching.cells import Cell, Limits, Part, Piece, Where
+from patchlib.patching.metrics import Metric, measure
+from patchlib.patching.runs import Edit, Run, row_bytes, run_with_edits
+from patchlib.patching.sources import Taken
 from patchlib.prompts.pairs import PromptPairs
-from patchlib.sweep.cells import Cell, Limits, Part, Piece, Where
-from patchlib.sweep.metrics import Metric, measure
-from patchlib.sweep.runs import Edit, Run, row_bytes, run_with_edits
-from patchlib.sweep.sources import Taken
 
 # Memory that one batch may take for its logits and activations; larger ones are slower on a CPU.
 _BATCH_BYTES = 128 * 2**20

@@ -10,11 +10,11 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from patchlib.errors import PatchlibError
 from patchlib.models.loading import describe
+from patchlib.patching.checkpoint import hooked
+from patchlib.patching.code import fingerprint
+from patchlib.patching.metrics import METRICS, Metric
 from patchlib.prompts.corruption import Corruption, is_own
 from patchlib.prompts.pairs import PromptPairs
-from patchlib.sweep.checkpoint import hooked
-from patchlib.sweep.code import fingerprint
-from patchlib.sweep.metrics import METRICS, Metric
 
 
 def of_result(

@@ -13,8 +13,7 @@ from transformer_lens.utilities import get_act_name
 
 from patchlib.errors import PatchlibError, whole
 from patchlib.heads import Heads
-from patchlib.prompts.pairs import PromptPairs, places_of
-from patchlib.sweep.cells import (
+from patchlib.patching.cells import (
     COMPONENTS,
     Cell,
     Part,
@@ -24,6 +23,7 @@ from patchlib.sweep.cells import (
     parts_of,
     unit_of,
 )
+from patchlib.prompts.pairs import PromptPairs, places_of
 
 Coordinates = Mapping[str, Sequence[int | str]]
 

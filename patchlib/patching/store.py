@@ -24,12 +24,12 @@ from transformer_lens.model_bridge import TransformerBridge
 from patchlib.errors import PatchlibError
 from patchlib.files import DATA, write_whole
 from patchlib.models.loading import describe
+from patchlib.patching.cells import UNITS
+from patchlib.patching.checkpoint import fingerprints, hooked, places
+from patchlib.patching.frames import Frame
+from patchlib.patching.metrics import METRICS, Metric
 from patchlib.prompts.corruption import Corruption, is_own
 from patchlib.prompts.pairs import PromptPairs
-from patchlib.sweep.cells import UNITS
-from patchlib.sweep.checkpoint import fingerprints, hooked, places
-from patchlib.sweep.frames import Frame
-from patchlib.sweep.metrics import METRICS, Metric
 
 STORED = DATA / "sweeps"
 # Digits that are kept: far below what one machine differs from another by, and half the size.

@@ -10,8 +10,8 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from patchlib.errors import PatchlibError
+from patchlib.patching.runs import Run, batches, run_with_edits
 from patchlib.prompts.pairs import PromptPairs
-from patchlib.sweep.runs import Run, batches, run_with_edits
 
 
 @dataclass(frozen=True)

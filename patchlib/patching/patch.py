@@ -23,23 +23,31 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from patchlib.errors import PatchlibError
 from patchlib.heads import Heads
-from patchlib.prompts.corruption import Corruption
-from patchlib.prompts.pairs import PromptPairs
-from patchlib.sweep import architectures, fast_engine, frames, hook_engine, results, sources, store
-from patchlib.sweep import metrics as metric_definitions
-from patchlib.sweep.cells import Limits, Part, parts_of, unit_of
-from patchlib.sweep.checkpoint import Checkpoint, fingerprints, places
-from patchlib.sweep.frames import Frame
-from patchlib.sweep.metrics import Metric
-from patchlib.sweep.runs import (
+from patchlib.patching import (
+    architectures,
+    fast_engine,
+    frames,
+    hook_engine,
+    results,
+    sources,
+    store,
+)
+from patchlib.patching import metrics as metric_definitions
+from patchlib.patching.cells import Limits, Part, parts_of, unit_of
+from patchlib.patching.checkpoint import Checkpoint, fingerprints, places
+from patchlib.patching.frames import Frame
+from patchlib.patching.metrics import Metric
+from patchlib.patching.runs import (
     Run,
     require_corruption,
     require_evaluation,
     require_prompts,
     two_runs,
 )
-from patchlib.sweep.settings import of_result
-from patchlib.sweep.sources import Source, Taken
+from patchlib.patching.settings import of_result
+from patchlib.patching.sources import Source, Taken
+from patchlib.prompts.corruption import Corruption
+from patchlib.prompts.pairs import PromptPairs
 
 ENGINES = {"hooks": hook_engine.sweep, "fast": fast_engine.sweep}
 
@@ -112,7 +120,7 @@ def patch(
             80 % of the free memory on a GPU where None.
         checkpoint: a folder that keeps every finished pass, so that the same call goes on where
             a stopped one was.
-        recompute: compute also what is stored. By default stored sweeps (`patchlib.sweep.store`)
+        recompute: compute also what is stored. By default stored sweeps (`patchlib.patching.store`)
             of the same model, prompts and settings are read, and only what they lack is computed;
             the attribute ``stored`` then says when they were made. ``engine="hooks"`` and
             ``engine="fast"`` compute everything, too.
