@@ -27,12 +27,16 @@ import torch
 import patchlib as pl
 
 model, pairs, S = pl.start("3_1_ioi", n=50)
+few = pairs[:20]
 pl.show_pairs(model, pairs, "S2", n=1)
 
 # %% [markdown]
 # ## 1 Two groups of heads
 #
-# Notebook 3.1 found them by what they do on clean sentences. **Name Movers** look from the last token at the right name,
+# Nothing here is a sweep: a handful of heads at a time, on fifty sentences, and on the first twenty where each number takes
+# three runs.
+#
+# Notebook 3.1 found the heads by what they do on clean sentences. **Name Movers** look from the last token at the right name,
 # IO, and copy what they look at. **S-Inhibition** heads look from the last token at S2; in GPT-2 small they tell the Name
 # Movers which name *not* to look at. For GPT-2 small the lists are those of Wang et al.; for another model they are rules,
 # and a head that fits one only acts like its class.
@@ -57,14 +61,16 @@ readers = inhibition or pl.Heads(roles.S2.nlargest(3).index)
 #
 # An attention pattern says for each token (row) how much it takes from each earlier token (column). Only the last row
 # matters here: that is where the answer is written. The three names are labelled by their part in the sentence. Click a
-# small pattern to enlarge it.
+# small pattern to enlarge it. The first cell runs the model three times and keeps the patterns of both groups.
 #
 # **Look for** the two cells in the last row that change, from clean to STR and from clean to GN.
 
 # %%
 corruptions = {"STR": pl.STR("S2"), "GN": pl.GN("S2")}
 runs = {"clean": None, **corruptions}
-patterns = {run: pl.attention_patterns(model, pairs, heads, each) for run, each in runs.items()}
+both = [*heads, *readers]
+kept = {run: pl.attention_patterns(model, pairs, both, each) for run, each in runs.items()}
+patterns = {run: each[: len(heads)] for run, each in kept.items()}
 
 # %%
 tokens = model.to_str_tokens(pairs.clean_tokens[0], prepend_bos=False)
@@ -168,48 +174,43 @@ single[:8].to_pandas().round(2)
 # the last token. Give them back their clean **values** (`v`: what a head takes from a token it looks at). Their queries
 # and keys (which decide where it looks) stay corrupted. If the message is all that was missing, the answer comes back.
 #
-# 1 is the clean logit difference, 0 the corrupted one. In the paper STR gets 1.04. What does GN get?
+# 1 is the clean logit difference, 0 the corrupted one. In the paper STR gets 1.04. What does GN get? (Where heads share their
+# keys and values, in SmolLM2 in groups of three, restoring those of one head restores its group's.)
 
 # %%
 pl.predict("32-7", "0.9")  # your number
 
 
 # %%
-def recover(activation):
-    what = {"activation": activation, "metrics": "logit_diff"}
-    fx = {
-        run: pl.patch_together(model, pairs, readers, corruption=each, **what)
-        for run, each in corruptions.items()
-    }
-    return pd.Series({run: each.effect.item() for run, each in fx.items()})
+def recover(run, activation):
+    what = {"corruption": corruptions[run], "activation": activation, "metrics": "logit_diff"}
+    return pl.patch_together(model, few, readers, **what).effect.item()
 
 
-recovered = recover("v")
+recovered = pd.Series({run: recover(run, "v") for run in corruptions})
 
 # %%
-pl.claim("32-6", recovered["STR"] > 0.9, parts=inhibition, STR=recovered["STR"])
+n = len(few)
+pl.claim("32-6", recovered["STR"] > 0.9, parts=inhibition, STR=recovered["STR"], prompts=n)
 
 # %%
-pl.claim("32-7", recovered["GN"] < recovered["STR"] - 0.1, parts=inhibition, **recovered)
+pl.claim("32-7", recovered["GN"] < recovered["STR"] - 0.1, parts=inhibition, **recovered, prompts=n)
 
 # %% [markdown]
 # The same message, handed over in full, and under noise less of it arrives. Before you blame a lost model, ask the plain
-# question: a value matters only where somebody looks. **Do these heads still look at S2?** And what if their whole
-# output `z` is restored, which no longer depends on where they look?
+# question: a value matters only where somebody looks. **Do these heads still look at S2?** And what if under noise their
+# whole output `z` is restored, which no longer depends on where they look?
 
 # %%
-looks = {run: pl.attention_patterns(model, pairs, readers, each) for run, each in runs.items()}
-at_S2 = {
-    run: float(pl.attention_to(each, pairs).sel(to="S2").mean()) for run, each in looks.items()
-}
-pd.DataFrame({"attention to S2": at_S2, "v restored": recovered, "z restored": recover("z")}).loc[
-    list(runs)
-].T.round(2)
+looks = {run: pl.attention_to(each[len(heads) :], pairs) for run, each in kept.items()}
+at_S2 = {run: float(each.sel(to="S2").mean()) for run, each in looks.items()}
+rows = {"attention to S2": at_S2, "v restored": recovered, "z restored": {"GN": recover("GN", "z")}}
+pd.DataFrame(rows).loc[list(runs)].T.round(2)
 
 # %% [markdown]
 # STR leaves a *name* at S2, so that the readers find it as before, and only its content is wrong. Noise spoils the key as
 # well: the heads turn away, and the restored value lies where nobody looks. On SmolLM2 the whole output brings
-# everything back under noise, too. So noise corrupts **more than you meant to corrupt**: not only *which* name stands
+# everything back under noise. So noise corrupts **more than you meant to corrupt**: not only *which* name stands
 # there, but *that* a name stands there.
 #
 # ## 6 And the Name Movers?
@@ -248,14 +249,17 @@ pl.claim(
 #
 # ## 7 How far out is it?
 #
-# "Out of distribution" can be measured. Fit a mean and a covariance to the residual stream of clean sentences; then ask
-# how far a corrupted one lies from them (the Mahalanobis distance). The unit is the distance of clean sentences that the
-# fit has not seen, so that 1 is ordinary.
+# "Out of distribution" can be measured. Fit a mean and a covariance to the residual stream of clean sentences, here of 35;
+# then ask how far each of the other 15 lies from them once it is corrupted (the Mahalanobis distance). The unit is the
+# distance of these 15 while they are clean, so that 1 is ordinary.
 #
 # **Look for** the first and the last layer at S2, and for the columns of the last token.
 
 # %%
-away = {run: pl.ood(model, pairs, each, ["S2", "last"]) for run, each in corruptions.items()}
+away = {
+    run: pl.ood(model, pairs[:15], corruption, ["S2", "last"], reference=pairs[15:])
+    for run, corruption in corruptions.items()
+}
 means = {run: each.corrupted.mean(["draw", "prompt"]).to_series() for run, each in away.items()}
 distance = pd.DataFrame(means).unstack()
 distance[:: max(1, model.cfg.n_layers // 8)].round(2)
@@ -265,12 +269,13 @@ pl.claim(
     "6-2",
     distance["GN", "S2"].mean() > 1.5 * distance["STR", "S2"].mean(),
     **distance.mean().unstack().T,
+    prompts=15,
 )
 
 # %% [markdown]
 # The claim asks for a mean distance at S2 one and a half times that of STR. Mind what it does not say: this is the token
-# that was noised, and the Name Movers read the last one. On SmolLM2 some of it arrives there, 1.24 at layer 21, where STR
-# has 1.04.
+# that was noised, and the Name Movers read the last one. On SmolLM2 some of it arrives there in the middle of the model, and
+# less than stands at S2.
 #
 # ## Summary
 #
@@ -304,14 +309,14 @@ my_attention = ...  # a function of pattern and name
 pl.check("3.2.2", my_attention, model=model, pairs=pairs, head=heads[0])
 
 # %% [markdown]
-# **3 What steers them?** Restore the Name Movers' *own* queries, keys or values with `pl.patch_together(model, pairs,
+# **3 What steers them?** Restore the Name Movers' *own* queries, keys or values with `pl.patch_together(model, few,
 # heads, corruption=..., activation=...)`. One letter carries what S2 says to these heads. Guess which, and whether
 # restoring it helps as much under noise. Then test: give the letter that brings most of the logit difference back under
 # STR, and what it brings back under each corruption.
 
 # %%
 answer = {"letter": ..., "STR": ..., "GN": ...}
-pl.check("3.2.3", answer, model=model, pairs=pairs, heads=heads)
+pl.check("3.2.3", answer, model=model, pairs=few, heads=heads)
 
 # %% [markdown]
 # **To discuss.** "Under GN head 23.3 of SmolLM2 has the effect .50." Write down two different things that this number may

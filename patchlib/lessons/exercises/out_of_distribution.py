@@ -1,29 +1,31 @@
 """Exercises of ``03_2_out_of_distribution``. The notebook prints:
 
 **1 The mirror.** How far is each run's attention from the *mirror image* of the clean row, in which
-IO and S1 have changed places? Measure the total variation distance, half the sum of the absolute
-differences, in the table `attention`.
+IO and S1 have changed places? Measure half the sum of the absolute differences in the table
+`attention`, with pandas.
 
     answer = {"STR": ..., "GN": ...}
     pl.check("3.2.1", answer, attention=attention)
 
-**2 Attention by hand.** Write a function of a head's attention pattern (prompt, query, key) and the
-name of a position. It returns how much the last token attends to that position, as a mean over the
-prompts of `some`. `some.positions[name]` holds one place for each prompt.
+**2 Attention by hand.** Write a function of one head's attention pattern (prompt, query, key) and
+the name of a position. It returns how much the last token attends to that position, as a mean over
+prompts. `pairs.positions[name]` holds one place for each prompt.
 
     my_attention = ...  # a function of pattern and name
-    pl.check("3.2.2", my_attention, model=model, pairs=some, head=movers[0])
+    pl.check("3.2.2", my_attention, model=model, pairs=pairs, head=heads[0])
 
-**3 What steers them?** Restore the Name Movers' own queries, keys or values, with
-`pl.patch_together` and `activation=`. One letter carries what S2 says to these heads. Guess which,
-and whether restoring it helps as much under noise. Then test: give the letter that brings most of
-the logit difference back under STR, and what it brings back under each corruption.
+**3 What steers them?** Restore the Name Movers' *own* queries, keys or values with
+`pl.patch_together(model, few, heads, corruption=..., activation=...)`. One letter carries what S2
+says to these heads. Guess which, and whether restoring it helps as much under noise. Then test:
+give the letter that brings most of the logit difference back under STR, and what it brings back
+under each corruption.
 
     answer = {"letter": ..., "STR": ..., "GN": ...}
-    pl.check("3.2.3", answer, model=model, pairs=some, heads=movers)
+    pl.check("3.2.3", answer, model=model, pairs=few, heads=heads)
 
-`attention` has the rows clean, STR and GN and the columns IO, S1, S2 and others; `some` is
-`pairs[:50]`; corruptions are at S2, with one draw of the noise.
+`attention` has the rows clean, STR and GN and the columns IO, S1, S2 and others; `heads` are the
+Name Movers; `pairs` are 50 prompts and `few` the first 20 of them; corruptions are at S2, with one
+draw of the noise.
 """
 
 from __future__ import annotations
