@@ -35,7 +35,7 @@ import torch
 import patchlib as pl
 
 model, pairs, S = pl.start("3_1_ioi")
-pairs = pairs[:100]
+some = pairs[:50]
 METRICS, RUNS = ["prob", "logit_diff", "kl"], ["STR", "GN"]
 corruptions = {"STR": pl.STR("S2"), "GN": pl.GN("S2")}
 
@@ -47,14 +47,15 @@ corruptions = {"STR": pl.STR("S2"), "GN": pl.GN("S2")}
 # cloud's own spread in each direction: d(x)² = (x − μ)ᵀ Σ⁻¹ (x − μ). `pl.ood` divides by the mean distance of clean prompts
 # that were *not* used to find μ and Σ, so that 1 means "like any other clean prompt".
 #
+# Fifty prompts do for this, as in [3.2](03_2_out_of_distribution.ipynb): 35 for the cloud, 15 to be measured. The sweeps
+# below are of all prompts.
+#
 # S2 is where the prompt is spoilt; the last token is where the answer is read. **Guess** for both: does the distance grow or
 # shrink from layer to layer?
 
 # %%
-third = len(pairs) // 3
-some, reference = pairs[:third], pairs[third:]
 far = {
-    name: pl.ood(model, some, corruption, positions=["S2", "last"], reference=reference)
+    name: pl.ood(model, some[:15], corruption, positions=["S2", "last"], reference=some[15:])
     for name, corruption in corruptions.items()
 }
 
@@ -66,14 +67,16 @@ pd.concat({name: mean.sel(layer=layers).to_pandas() for name, mean in means.item
 )
 
 # %% [markdown]
-# On SmolLM2 replacement stays at 1 in every layer, while noise starts at 1.4 and moves *out* from layer to layer, to 2.4; on
-# `mini` it starts near 5 and comes back to 2. A distance far above 1 says that the run being patched is unlike any clean
-# prompt *of this task*. It does not say that a result is wrong. [3.2](03_2_out_of_distribution.ipynb) shows what it does to the heads that read the names.
+# On SmolLM2 replacement stays near 1 in every layer, while noise at S2 moves *out* from the first layers to the last, to about
+# twice the ordinary distance; on `mini` it starts far out and comes back part of the way. A distance far above 1 says that the
+# run being patched is unlike any clean prompt *of this task*. It does not say that a result is wrong.
+# [3.2](03_2_out_of_distribution.ipynb) shows what it does to the heads that read the names.
 #
 # ## 2 Metric: what does probability add, and what does it hide?
 #
 # Suppose a component knows nothing of who gave what to whom, and just makes *all names* more likely. A metric for this task
-# should ignore it. We need no such component to test that: add 1 to the logits of both names after the corrupted run.
+# should ignore it. We need no such component to test that: add 1 to the logits of both names after the corrupted runs of the
+# fifty prompts.
 
 # %%
 pl.predict("6-1", "both rise")  # or "only probability rises", "neither"
@@ -109,13 +112,18 @@ change = pd.DataFrame({name: raised(logits_of(name)) for name in RUNS}).T
 change.round(4)
 
 # %%
-pl.claim("6-1", (abs(change.logit_diff) < 1e-3).all() and (change.prob > 0).all(), **change)
+pl.claim(
+    "6-1",
+    (abs(change.logit_diff) < 1e-3).all() and (change.prob > 0).all(),
+    **change,
+    prompts=len(some),
+)
 
 # %% [markdown]
 # Probability gives credit for what has nothing to do with the task. The other fault is worse, since it is silent: an effect
 # by probability cannot be below −P_*(r), so that a corruption which leaves little of P(r) hides what works *against* the
-# answer. Here are maps for three choices of corrupted tokens: S2, the two other names, all three at once. **Compare** the
-# columns: where does the red go?
+# answer. Here are maps of all prompts, for three choices of tokens to replace: S2, the two other names, all three at once.
+# **Compare** the columns, each of which has one scale: where does the red go?
 
 # %%
 sites = {site: pl.STR(site) for site in ("S2", "S1+IO", "ABC")}
@@ -137,8 +145,8 @@ pd.DataFrame({metric: negative(metric) for metric in ("logit_diff", "kl", "prob"
 # ## 3 Window: more than its layers?
 #
 # Where single layers show little, one may restore several adjacent ones together, as the paper does for facts. Compare a
-# **sliding** window with the **sum** of its single layers' effects: MLPs at the last subject token. A ratio above 1 says that
-# the layers do together what none does alone; below 1, that they do the same thing twice.
+# **sliding** window with the **sum** of its single layers' effects: MLPs at the last subject token. A ratio above 1 may say
+# that the layers do together what none does alone; below 1, that they do the same thing twice.
 
 # %%
 F = pl.experiments.settings("5_sliding_window", model)
@@ -150,8 +158,9 @@ pl.compare_windows(mlps).round(2)
 
 # %% [markdown]
 # The interval (`low` to `high`) is over prompts. Where it holds 1 you cannot tell. On SmolLM2 windows do clearly *less* than
-# the sum of their layers by logit difference and rather more by probability, so that even "more than its layers" is a
-# statement about a metric. And a peak of a window belongs to the window: do not write that "layer 15" does it. [Notebook 5](05_sliding_window.ipynb) has the whole comparison.
+# the sum of their layers by logit difference, and by probability as much or more, so that even "more than its layers" is a
+# statement about a metric. And a peak of a window belongs to the window: do not write that "layer 15" does it.
+# [Notebook 5](05_sliding_window.ipynb) has the whole comparison.
 #
 # ## 4 Tokens: another question, other heads
 #
@@ -168,13 +177,13 @@ table
 print("under every choice:", lists["S2"] & lists["S1+IO"] & lists["ABC"])
 
 # %% [markdown]
-# On SmolLM2 these are 29.1, 29.0 and 24.4, out of a dozen heads. No list is wrong. Each answers the question that its tokens ask, and [Appendix F](app_f_which_tokens.ipynb) names the heads
-# behind each.
+# Few heads are in all three lists, and no list is wrong. Each answers the question that its tokens ask, and
+# [Appendix F](app_f_which_tokens.ipynb) names the heads behind each.
 #
 # ## 5 One step away
 #
-# Now the same thing in one table. Start from the recommended settings and change exactly *one*. The conclusion that we watch
-# is the list of detected heads with their signs. **Guess** first: which single change costs most?
+# Now the same thing in one table, of all prompts again. Start from the recommended settings and change exactly *one*. The
+# conclusion that we watch is the list of detected heads with their signs. **Guess** first: which single change costs most?
 
 # %%
 study = pl.choices.Study(model, pairs, draws=1)
@@ -183,8 +192,8 @@ steps = study.table(start, sites=["S1+IO", "ABC"])
 steps
 
 # %% [markdown]
-# A head under `shared` in every row survives all of these changes: you may report it without a footnote. Anything else needs
-# its settings beside it. Step through the changes below: the recommended setting on the horizontal axis, the changed one on
+# A head under `shared` in every row survives all of these changes. Any other belongs to its settings, and a report has to name
+# them beside it. Step through the changes below: the recommended setting on the horizontal axis, the changed one on
 # the vertical, effects in standard deviations, thresholds dashed. **Look for** heads close to a line: they are in one list
 # and out of the other for next to nothing.
 
