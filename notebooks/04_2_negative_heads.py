@@ -37,7 +37,7 @@ pl.show_pairs(model, pairs, "ABC", n=1)
 # %%
 METRICS, RUNS = ["prob", "logit_diff", "kl"], ["STR", "GN"]
 sweep = pl.sweep(model, pairs, {"STR": pl.STR("S2"), "GN": pl.GN("S2")}, metrics=METRICS)
-abc = pl.sweep(model, pairs[:100], {"STR": pl.STR("ABC")}, metrics=METRICS)
+abc = pl.sweep(model, pairs, {"STR": pl.STR("ABC")}, metrics=METRICS)
 pd.concat({"S2": sweep.runs(), "ABC": abc.runs()}).round(4)
 
 # %%
@@ -150,9 +150,9 @@ effects = {
 pd.DataFrame(effects).nsmallest(5, ("STR", "logit_diff")).round(4)
 
 # %% [markdown]
-# On SmolLM2 the lowest is 24.4. Under both corruptions it undoes between a fifth and a quarter of the logit difference; the
-# probability that it takes away is fourteen times as large under GN as under STR. The head is the same, and so is what it
-# does. Only the room differs. How a list by probability looks when there is none:
+# On SmolLM2 the lowest is 24.4. It undoes a fifth of the logit difference under STR and a quarter under GN, nearly the same;
+# but the probability that it takes away is more than ten times as large under GN. The head does what it does in both. Only
+# the room differs. How a list by probability looks when there is none:
 
 # %%
 pl.plot.ranked(sweep.mean["STR"], "prob")
