@@ -68,7 +68,7 @@ sweep.runs().round(3)
 
 # %%
 one, dirty = pairs[:1], pl.STR("subject").tokens(pairs[:1])
-[(place,)] = one.at("last_subject")
+[(place,)] = one.at("last_subject")  # one prompt, one token
 with torch.no_grad():
     clean_logits, cache = model.run_with_cache(one.clean_tokens)
 
@@ -78,7 +78,7 @@ def ld(logits):
 
 
 # %%
-layer = 1
+layer = 0
 name = get_act_name("mlp_out", layer)
 
 
@@ -156,9 +156,10 @@ pl.claim(
 )
 
 # %% [markdown]
-# A rule that is written down can be disputed. On SmolLM2 both corruptions have a rise by probability, and GN has one by logit
-# difference. Under STR its logit difference has a *shelf*: 0.18 at layer 2, 0.21 at layer 6, and then the fall. One layer in
-# between is lower, so the rule calls the end of the shelf a peak and the mark is ✗. Would you?
+# A rule that is written down can be disputed. On SmolLM2 both corruptions have a rise by probability, of .06 under GN and of
+# .05 under STR; a tenth of the way lies in between, so that one is salient and the other is not. By logit difference GN has a
+# rise, and STR has a *shelf*: 0.18 at layer 2, 0.21 at layer 6, and then the fall. One layer in between is lower, so the rule
+# calls the end of the shelf a peak, and the mark is ✗. Would you?
 #
 # ## 4 How much higher?
 #
@@ -202,7 +203,8 @@ for run in RUNS:
 
 # %% [markdown]
 # Then the noise: five draws at GN's peak, on a few prompts. **Compare** how far the draws lie apart with how wide the interval
-# was. The mean over prompts evens out much of the noise, since every prompt has noise of its own.
+# was. The mean over prompts evens out much of the noise, since every prompt has noise of its own; over all prompts the draws
+# would lie closer still.
 
 # %%
 draws = pl.patch(
@@ -232,7 +234,7 @@ draws.effect.squeeze().values.round(3)
 # ## Summary
 #
 # * The same model, the same facts, the same patch: the corruption changes the curve. In GPT-2 XL it decides whether there is
-#   a hump; on SmolLM2 it does so by logit difference, and by probability both curves nearly agree.
+#   a hump; on SmolLM2 it turns a hump into a shelf by logit difference, and by probability it changes little.
 # * A window is a share of the depth. Report its size *and* the number of layers.
 # * First layers repair the token. Compare peaks of middle layers, by a rule that is written down.
 # * What this run says to the paper's claims:
