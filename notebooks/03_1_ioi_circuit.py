@@ -115,7 +115,7 @@ pl.claim(
 # Now all heads, two corruptions, three metrics. Blue brings the clean answer back, red takes it further away. A frame
 # marks a **detected** head: beyond mean ± 2 standard deviations of all heads *of its map*, the paper's rule.
 #
-# Guess first: will the frames of the two rows be all the same, some, or none?
+# Guess first: of the heads that get a frame, will the two rows share all, some, or none?
 
 # %%
 pl.predict("31-8", "some")  # or "all", "none"
@@ -175,8 +175,9 @@ stream = pl.patch(
 pl.plot.lines(stream)
 
 # %% [markdown]
-# At the bottom everything is at S2, since only S2 differs. At the top nearly everything is at the last token, since only that
-# token is read out; what is missing there is what the last layer itself still fetches. In between the information *moves*. Which heads carry it? Patch each at one of the two positions:
+# At the first layer everything is at S2, since only S2 differs. At the last nearly everything is at the last token, since
+# only that token is read out; what is missing there is what the last layer itself still fetches. In between the information
+# *moves*. Which heads carry it? Patch each at one of the two positions:
 
 # %%
 where = pl.patch(
@@ -236,11 +237,13 @@ pl.claim(
 )
 
 # %% [markdown]
-# To act like a class is not to be of it: each number is one mean over prompts. What would convince you?
+# To act like a class is not to be of it: each number is one mean over prompts. Nor does looking explain everything: on
+# SmolLM2 29.1 and 29.0, two of the strongest heads, look at no name at all.
 #
 # ## 7 How sure are you?
 #
-# Two things were drawn at random: the noise and the sentences. First the noise, ten times.
+# Two things were drawn at random: the noise and the sentences. First the noise, ten times, on twenty prompts. **Look for**
+# heads that are full dots in some draws and empty ones in others.
 
 # %%
 draws = pl.patch(
@@ -252,6 +255,9 @@ pl.plot.draws(draws)
 pl.stability(draws).to_frame("share of draws")
 
 # %% [markdown]
+# With one draw, such a head would be in your list or not by luck. More prompts help as well as more draws: each prompt has
+# noise of its own, so that on four times the prompts the means lie half as far apart.
+#
 # Now the sentences. An interval holds 95 % of the means over resampled prompts. **Look for** intervals that cross the
 # dashed line of their colour: such a head is neither "detected" nor "not detected", it is at the threshold.
 
