@@ -184,7 +184,8 @@ pl.claim(
 #
 # Is it the layers or the ruler? The bend of probability has a straight twin: the **log odds** of the answer, log(P / (1 − P)).
 # Take from the single-layer runs what each did to the log odds, prompt by prompt, *pretend* that these add up, and turn the
-# sum back into a probability. Such layers are independent by construction. How high would their window peak?
+# sum back into a probability. Such layers are independent by construction. How high would their window peak at middle
+# layers, from `first` on?
 #
 # Guess: will "adding log odds" lie nearer to adding, or to sliding?
 
@@ -210,9 +211,10 @@ pd.DataFrame({run: three(run) for run in RUNS}, index=ways).T.round(3)
 
 # %% [markdown]
 # From the first column to the second nothing changed but the ruler; from the second to the third, nothing but the layers. On
-# SmolLM2 under GN, layers that are independent by construction would give 0.058, and the real window gives 0.060: the whole
-# excess over adding, which the marks above count as teamwork, is the bend of the ruler. Under STR the real window stays far
-# below the independent one (0.05 to 0.14): there the layers repeat each other, as the logit difference has said.
+# SmolLM2 under GN, layers that are independent by construction would give 0.058, and the real window gives 0.060: the
+# excess over adding, which claim 5-1 reads as teamwork, is by probability the bend of the ruler. (The logit difference still
+# puts that window above its sum; it also counts what r′ loses.) Under STR the real window stays far below the independent
+# one (0.05 to 0.14): there the layers repeat each other, as the logit difference has said.
 #
 # So the advice of Section 6 has a reason: single layers first; a window if they are all small; and then the sum
 # beside it, by the logit difference.
