@@ -275,7 +275,7 @@ for name, site in SITES.items():
 # * **Arithmetic**: two solved lines set the pattern. STR draws both operands anew.
 #
 # Patching explains how a model does a task, so the model has to *do* it first. `accuracy` is the share of prompts whose most
-# likely next token is right. **Look for** a task that the model does not do, and for one whose corruption takes little away.
+# likely next token is right. **Look for** the task that the model does worst, and for the one whose corruption leaves most.
 
 
 # %%
@@ -289,7 +289,8 @@ columns = ["accuracy", "P(r) clean", "P(r) under STR"]
 pd.DataFrame({name: skill(name) for name in SITES}, index=columns).T.round(2)
 
 # %% [markdown]
-# Twenty prompts are enough to see whether a task is within reach, and too few for a decimal. Where a model fails, keep the
+# (The facts for SmolLM2 were chosen among those that it knows: its 1.00 there is no skill.) Twenty prompts are enough to see
+# whether a task is within reach, and too few for a decimal. Where a model fails, keep the
 # prompts that it answers (`pl.keep_answered`), as the paper does for arithmetic, and say how many were dropped.
 #
 # ## Summary
