@@ -10,6 +10,7 @@ import patchlib as pl
 from patchlib.errors import PatchlibError
 from patchlib.paper import experiments
 from patchlib.paper.experiments import Estimate, estimate, settings
+from patchlib.patching import duration
 
 NAMES = list(json.loads(experiments.EXPERIMENTS.read_text("utf-8")))
 IOI: dict[str, Any] = {
@@ -92,11 +93,11 @@ def test_weights_of_a_layer_are_those_of_the_model(tiny: TransformerBridge) -> N
         for name, part in tiny.original_model.named_parameters()
         if part.ndim == 2 and "qkv" not in name and any(each in name for each in names)
     }
-    assert tiny.cfg.n_layers * experiments._layer_weights(tiny) == sum(counted.values())
+    assert tiny.cfg.n_layers * duration.layer_weights(tiny) == sum(counted.values())
 
 
 def test_the_rate_is_measured(mini: TransformerBridge) -> None:
-    assert 1e8 < experiments._rate(mini) < 1e15
+    assert 1e8 < duration.rate(mini) < 1e15
     assert estimate(mini, IOI).seconds > 0
 
 

@@ -14,6 +14,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from transformer_lens.model_bridge import TransformerBridge
 
 import patchlib as pl
+from patchlib.patching import duration
 from patchlib.patching.metrics import METRICS
 from patchlib.show import explorer as module
 from patchlib.show import kept
@@ -558,25 +559,22 @@ def test_what_is_stored_needs_no_computing(
     assert explorer.button.description == "compute: about 40 seconds"
 
 
-def test_the_estimate_is_of_the_right_order(mini: TransformerBridge) -> None:
-    """The time of all prompts, draws and units, from one of each."""
+def test_a_time_is_told_without_running_the_model(
+    mini: TransformerBridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time that `experiments.estimate` tells, measured once."""
+    monkeypatch.setattr(duration, "rate", lambda model: 1e9)
     sweeps = KeptSweeps(mini)
-    one = Request(pl.tasks.ioi(mini, n=1), pl.GN("S2"), "head", "all", 1, "denoise")
-    many = dataclasses.replace(one, pairs=pl.tasks.ioi(mini, n=12), corruption=pl.GN("S2", draws=5))
-    assert sweeps.seconds(many) == pytest.approx(60 * sweeps.seconds(one))
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (6, "about 6 seconds"),
-        (89, "about 89 seconds"),
-        (100, "about 2 minutes"),
-        (7200, "about 2 hours"),
-    ],
-)
-def test_durations(seconds: float, words: str) -> None:
-    assert module._duration(seconds) == words
+    pairs = pl.tasks.ioi(mini, n=8, prepend_bos=False)
+    replaced = Request(pairs, pl.STR("S2"), "mlp", "all", 3, "denoise")
+    noised = dataclasses.replace(replaced, corruption=pl.GN("S2", draws=5))
+    asked = {"task": "ioi", "component": "mlp", "positions": "all", "sites": ["S2"], "window": 3}
+    asked |= {"n": 8, "draws": 5, "prepend_bos": False}
+    monkeypatch.setattr(kept, "patch", None)
+    both = sweeps.seconds(replaced) + sweeps.seconds(noised)
+    assert both == pytest.approx(pl.experiments.estimate(mini, asked, rate=1e9).seconds)
+    monkeypatch.setattr(duration, "rate", None)
+    assert sweeps.seconds(replaced) < sweeps.seconds(noised)
 
 
 def test_the_saved_notebook_has_a_table_of_the_settings(explorer: Explorer) -> None:

@@ -26,6 +26,7 @@ from patchlib.heads import Head, Heads
 from patchlib.measure.detection import detect, heads_of
 from patchlib.measure.heads import attention_patterns
 from patchlib.patching.cells import COMPONENTS, UNITS, unit_of
+from patchlib.patching.duration import spelt
 from patchlib.patching.metrics import METRICS
 from patchlib.prompts.corruption import GN, STR, Corruption
 from patchlib.prompts.pairs import PromptPairs
@@ -312,7 +313,7 @@ class Explorer:
                 self.progress.value = 0
                 self.progress.layout.visibility = "visible"
                 return self._sweeps.compute(request, self._advance)
-            self._show_button(f"compute: {_duration(seconds)}")
+            self._show_button(f"compute: {spelt(seconds)}")
         return fx
 
     def _draw_effects(self, state: dict[str, Any]) -> None:
@@ -514,11 +515,3 @@ def _detected(found: pd.DataFrame) -> str:
 def _spelt(error: Exception) -> str:
     name = "" if isinstance(error, PatchlibError) else f"{type(error).__name__}: "
     return f"{name}{error}" or type(error).__name__
-
-
-def _duration(seconds: float) -> str:
-    """About how long, to one digit of seconds, minutes or hours."""
-    for name, size in (("hour", 3600), ("minute", 60), ("second", 1)):
-        if seconds >= 1.5 * size or name == "second":
-            break
-    return f"about {seconds / size:.0f} {name}s"

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 import xarray as xr
 from transformer_lens.model_bridge import TransformerBridge
 
-from patchlib.patching.cells import COMPONENTS, unit_of
+from patchlib.patching import duration
 from patchlib.patching.metrics import METRICS
 from patchlib.patching.patch import patch
-from patchlib.prompts.corruption import GN, Corruption
+from patchlib.prompts.corruption import Corruption
 from patchlib.prompts.pairs import PromptPairs
 
 # What stored sweeps hold; all other metrics are computed with them.
@@ -68,7 +66,7 @@ class KeptSweeps:
     def __init__(self, model: TransformerBridge) -> None:
         self._model = model
         self._known: dict[Hashable, xr.Dataset] = {}
-        self._seconds: dict[Hashable, float] = {}
+        self._rate: float | None = None
 
     def at_once(self, request: Request, metric: str) -> xr.Dataset | None:
         """A result that was computed before or is stored; None where it must be computed.
@@ -91,34 +89,18 @@ class KeptSweeps:
             return None
 
     def seconds(self, request: Request) -> float:
-        """About how long a request takes, by one prompt and one unit of each layer.
+        """About how long a request takes.
 
         Args:
             request: what is patched.
         """
-        one = request.corruption
-        if isinstance(one, GN):
-            one = dataclasses.replace(one, draws=1)
-        kind = (request.pairs.task, dataclasses.replace(request, corruption=one))
-        if kind not in self._seconds:
-            n_layers, unit = (
-                self._model.cfg.n_layers,
-                unit_of(self._model, COMPONENTS[request.component]),
-            )
-            first = None if unit is None else [(layer, 0) for layer in range(n_layers)]
-            settings = request.settings | {"corruption": one, "heads": first}
-            times: list[float] = []
-            fx = patch(
-                self._model,
-                request.pairs[:1],
-                recompute=True,
-                # From the first call on, so that what is done once for a model is not counted.
-                progress=lambda done, total: times.append(time.perf_counter()),
-                **settings,  # type: ignore[arg-type]
-            )
-            units = 1 if unit is None else fx.sizes[unit[0]]
-            self._seconds[kind] = (times[-1] - times[0]) * units
-        return self._seconds[kind] * len(request.pairs) * request.corruption.draws
+        if self._rate is None:
+            self._rate = duration.rate(self._model)
+        corruption, where = request.corruption, (request.component, request.positions)
+        total = duration.operations(
+            self._model, request.pairs, corruption.site, corruption.draws, *where, request.window
+        )
+        return total / self._rate
 
     def compute(self, request: Request, progress: Callable[[int, int], object]) -> xr.Dataset:
         """Computes a request, with all metrics, and keeps the result.
@@ -132,14 +114,13 @@ class KeptSweeps:
     def _patch(
         self, request: Request, metrics: list[str], progress: Callable[[int, int], object]
     ) -> xr.Dataset:
-        settings = request.settings
         fx = patch(
             self._model,
             request.pairs,
             metrics=metrics,
             batch_size=_ROWS,
             progress=progress,
-            **settings,  # type: ignore[arg-type]
+            **request.settings,  # type: ignore[arg-type]
         )
         self._known[request.key] = fx
         return fx
