@@ -24,6 +24,7 @@ import torch
 
 import patchlib as pl
 
+pd.options.display.max_colwidth = None  # lists of heads are shown whole
 model, pairs, S = pl.start("app_e_greater_than")
 pl.show_pairs(model, pairs, "YY", n=2)
 
@@ -38,18 +39,13 @@ pl.show_pairs(model, pairs, "YY", n=2)
 # %%
 METRICS, RUNS = ["prob", "logit_diff", "kl"], ["STR", "GN"]
 corruptions = {"STR": pl.STR("YY"), "GN": pl.GN("YY", draws=S["draws"])}
-keep = dict(keep_prompts=True, keep_draws=True, progress=False)
-fx = {
-    run: pl.patch(model, pairs, corruption=corruptions[run], metrics=METRICS, **keep)
-    for run in RUNS
-}
-gt = pl.Sweep({run: each.mean("draw", keep_attrs=True) for run, each in fx.items()})
+gt = pl.sweep(model, pairs, corruptions, metrics=METRICS, progress=False)
 gt.runs().round(3)
 
 # %% [markdown]
 # Three metrics on sets: the **probability** of r is a sum over its years; the **logit difference** is the sum of r's
-# logits minus the sum of those of r′; the **KL divergence** needs no answers. Look at the size of the logit differences.
-# They are no longer of the kind "the right one is 3 nats ahead". Why?
+# logits minus the sum of those of r′; the **KL divergence** needs no answers. Look at how far apart the
+# three rows are by logit difference: further than one logit is from another. What was added up?
 #
 # ## 2 A metric with a hidden constant
 #
@@ -67,6 +63,7 @@ with torch.no_grad():
 # %%
 def measured(name, logits):
     answers = some.answers, some.wrong_answers
+    # The last argument is the clean run, which KL alone needs.
     return pl.metrics.METRICS[name].value(logits, *answers, logits)
 
 
@@ -107,9 +104,10 @@ pd.DataFrame(
 # ## 3 Two lists
 #
 # In the paper GN detects more heads than STR by every metric. Guess: will the same be so for the model that is loaded?
+# Then **look for** frames in layers where the other row has none.
 
 # %%
-pl.predict("E-2", "GN more by every metric")
+pl.predict("E-2", "GN more by every metric")  # or "by some", "by none"
 
 # %%
 pl.plot.heatmaps(gt.mean, METRICS)
@@ -162,14 +160,18 @@ pl.claim(
 # %% [markdown]
 # ## 4 How noisy is the noise?
 #
-# A list under GN is the list of *these* draws. Each point below is a head in one draw of the noise, over the same
-# prompts; filled points are detected in that draw. **Look for** heads that are filled in one draw and empty in another.
+# A list under GN is the list of *these* draws. So draw the noise ten times for the same twenty prompts. Each point below is
+# a head in one draw; filled points are detected in that draw. **Look for** heads that are filled in one draw and empty in
+# another.
 
 # %%
-pl.plot.draws(fx["GN"])
+draws = pl.patch(
+    model, pairs[:20], corruption=pl.GN("YY", draws=10), keep_draws=True, progress=False
+)
+pl.plot.draws(draws)
 
 # %%
-pl.stability(fx["GN"]).to_frame("share of draws")
+pl.stability(draws).to_frame("share of draws")
 
 # %% [markdown]
 # A head in some of the draws is what you would have published with a probability. More draws help: their mean is a better
@@ -182,7 +184,7 @@ pl.plot.intervals(gt, n=10)
 pd.Series({r: str(gt.at_threshold(r)) for r in RUNS}, name="at the threshold")
 
 # %% [markdown]
-# The interval of a head at the threshold holds the bound: with other prompts it may be in or out. If the lists of two
+# The interval of a head at the threshold holds it: with other prompts the head may be in or out. If the lists of two
 # corruptions differ by such heads alone, they differ by nothing that you know.
 #
 # ## Summary
@@ -198,11 +200,11 @@ pl.claims()
 # %% [markdown]
 # ## Exercises
 #
-# **1 Read it off.** Which heads does GN detect by probability in *every* draw? Use `pl.stability` or `pl.detect`.
+# **1 Read it off.** Which heads does GN detect by probability in *every* one of the ten draws? Use `pl.stability` or `pl.detect`.
 
 # %%
 answer = ...  # a list of "layer.head"
-pl.check("E.1", answer, fx=fx["GN"])
+pl.check("E.1", answer, fx=draws)
 
 # %% [markdown]
 # **2 A metric without the constant.** Write a logit difference between sets that does not change when a number is added to

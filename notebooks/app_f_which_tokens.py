@@ -54,7 +54,7 @@ pl.predict("F-2", "some of them")  # or "all", "none"
 pl.predict("F-4", "mostly the same heads")  # or "mostly others"
 
 # %% [markdown]
-# The same prompts twice, with other tokens corrupted (on SmolLM2 the first 100 of the 500 prompts of
+# The same prompts twice, with other tokens corrupted (the prompts are those of
 # [3.1](03_1_ioi_circuit.ipynb)). First the runs in which nothing is patched. **Look for** what is left of the answer under
 # STR, and for the logit difference of each corrupted run.
 
@@ -190,17 +190,13 @@ pl.claim(
 abc = pl.sweep(model, pairs, {"STR": pl.STR("ABC")}, metrics=METRICS)
 choices = pl.Sweep({"S2": sweep["STR"], "S1+IO": s1io["STR"], "ABC": abc["STR"]})
 found = choices.anywhere()
-
-
-def effects(fx):
-    return [
-        float(fx.effect.sel(metric="logit_diff", layer=layer, head=head)) for layer, head in found
-    ]
-
-
 by_choice = pd.DataFrame(
-    {site: effects(fx) for site, fx in choices.mean.items()}, index=list(map(str, found))
+    {
+        site: fx.effect.sel(metric="logit_diff").to_series().loc[list(found)]
+        for site, fx in choices.mean.items()
+    }
 )
+by_choice.index = list(map(str, found))
 roles[["role"]].join(by_choice.round(2), how="right")
 
 # %% [markdown]

@@ -51,8 +51,16 @@ sweep = pl.sweep(
 print("w =", w, "of", model.cfg.n_layers, "layers, of the windows", S["window"])
 
 # %% [markdown]
+# Which layer stands out? A peak is **salient** where it stands at middle layers, above both its neighbours, and reaches a
+# tenth of the way from the corrupted to the clean run. Guess: does the line of single layers have one?
+
+# %%
+pl.predict("G-1", "no salient peak of single layers")  # or "one", "several"
+
+# %% [markdown]
 # **Look for** the line of window 1. A hump that grows with the window and is absent at one layer is a hump *of windows*: no
-# single MLP is the place.
+# single MLP is the place. Pass over the left end: layer 0 brings much back by itself, and so does every window that reaches
+# down to it. It is the first to read what was corrupted, whatever the task.
 
 # %%
 last = sweep.sel(position="last_subject")
@@ -61,12 +69,9 @@ pl.plot.lines({"GN": last.mean["GN"]}, "prob")
 # %%
 pl.plot.lines({"STR": last.mean["STR"]}, "prob")
 
-# %%
-pl.predict("G-1", "no salient peak of single layers")
-
 # %% [markdown]
-# A peak is salient where it stands at middle layers, above both its neighbours, and reaches a tenth of the way from the
-# corrupted to the clean run. For GPT-2 XL (read from Figures 2 and 12 to 14) and for this run:
+# The highest effect in the middle, and whether it is a salient peak; for GPT-2 XL (read from Figures 2 and 12 to 14), and
+# for this run:
 
 # %%
 peaks = pl.peaks(last)
@@ -147,7 +152,8 @@ pl.claim(
 # ## 4 The paper's other models
 #
 # GPT-2 large has 36 layers and GPT-J 28, and the paper takes the same five layers for both: a seventh and more than a sixth
-# of the depth. Where the hump of GPT-2 large sits is data here, too:
+# of the depth. How high the middle of GPT-2 large comes, as far as Figure 25
+# can be read (under STR an upper bound by probability, and no peak by logit difference):
 
 # %%
 large = pl.paper.value("figure25")

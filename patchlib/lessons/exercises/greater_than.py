@@ -1,10 +1,10 @@
 """Exercises of ``app_e_greater_than``. The notebook prints:
 
-**1 Read it off.** Which heads does GN detect by probability in *every* draw? Use `pl.stability` or
-`pl.detect`.
+**1 Read it off.** Which heads does GN detect by probability in *every* one of the ten draws? Use
+`pl.stability` or `pl.detect`.
 
     answer = ...  # a list of "layer.head"
-    pl.check("E.1", answer, fx=fx["GN"])
+    pl.check("E.1", answer, fx=draws)
 
 **2 A metric without the constant.** Write a logit difference between sets that does not change when
 a number is added to all logits, whatever the sizes of the sets: the *mean* over r minus the mean
