@@ -93,6 +93,7 @@ def test_a_metric_object(tiny: TransformerBridge, engine: str, direction: str):
         np.testing.assert_allclose(bits[name], -log_prob[name] / np.log(2), rtol=1e-5)
     np.testing.assert_allclose(bits.effect, log_prob.effect / np.log(2), rtol=1e-3, atol=1e-5)
     assert abs(bits.effect).max() > 1e-3
+    assert bits.attrs["label_surprise"] == "surprise (bits)"
 
 
 def test_a_normalised_metric_and_a_distance(tiny_gpt2, pairs):

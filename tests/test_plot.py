@@ -327,6 +327,12 @@ def test_a_metric_of_one_s_own_has_its_name() -> None:
     fx = result("layer", "head").assign_coords(metric=["my_margin", "prob", "kl"])
     assert plot.heatmap(fx, "my_margin").axes[1].get_ylabel() == "effect: my margin"
     assert plot.heatmaps({"STR": fx}, "my_margin").axes[0].get_title() == "my margin"
+    fx.attrs["label_my_margin"] = "lead (nats)"
+    assert plot.heatmap(fx, "my_margin").axes[1].get_ylabel() == "effect: lead (nats)"
+    assert plot.heatmaps({"STR": fx}, "my_margin").axes[0].get_title() == "lead (nats)"
+    by_layer = fx.isel(head=0, drop=True)
+    for figure in (plot.ranked(fx, "my_margin"), plot.lines(by_layer, "my_margin")):
+        assert figure.axes[0].get_ylabel() == "effect: lead (nats)"
 
 
 def test_the_title_says_where_other_activations_come_from() -> None:

@@ -8,7 +8,7 @@ where the patch takes the run towards the one that activations come from. Restor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 
@@ -262,6 +262,13 @@ def _metric(given: object) -> Metric:
     return Metric(name, name.replace("_", " "), lambda logits, r, r_wrong, source: given(logits))
 
 
-def label(name: str) -> str:
-    """What figures call a metric: its label with the unit, or its name where it is not ours."""
-    return METRICS[name].label if name in METRICS else name.replace("_", " ")
+def label(name: str, settings: Mapping[Hashable, object] | None = None) -> str:
+    """What figures call a metric: its label with the unit.
+
+    Args:
+        name: the metric.
+        settings: the attributes of a result, which keep the label of somebody's own metric.
+    """
+    if name in METRICS:
+        return METRICS[name].label
+    return str((settings or {}).get(f"label_{name}", name.replace("_", " ")))

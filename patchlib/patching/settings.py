@@ -42,6 +42,7 @@ def of_result(
     own = [metric for metric in metrics if metric not in METRICS.values()]
     if own:
         found["own_metrics"] = ", ".join(f"{m.name} ({fingerprint(vars(m))})" for m in own)
+        found |= {f"label_{metric.name}": metric.label for metric in own}
     if hooks := hooked(model):
         found["hooks"] = ", ".join(hooks)
     libraries = ("patchlib", "torch", "transformer-lens", "transformers")

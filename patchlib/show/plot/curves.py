@@ -62,6 +62,7 @@ def lines(results: Mapping[str, xr.Dataset] | xr.Dataset, metric: str = "logit_d
         ['S2', 'last']
     """
     series = named(results)
+    first = next(iter(series.values()))
     several = {name: list(_each_line(fx, metric)) for name, fx in series.items()}
     n_layers = max(mean.sizes["layer"] for found in several.values() for _, mean, _ in found)
     of_run, other = colours(series), zip(cycle(COLOURS), cycle(MARKERS), strict=False)
@@ -88,11 +89,11 @@ def lines(results: Mapping[str, xr.Dataset] | xr.Dataset, metric: str = "logit_d
                 if name:
                     notes[name] = line
         axes.set_xlabel("layer")
-        axes.set_ylabel(label(metric))
+        axes.set_ylabel(label(metric, first))
         axes.set_title(title(*series.values()))
         drawn.alt = (
             f"Lines over {n_layers} layers{': ' if notes else ''}{'; '.join(notes)}. "
-            f"{label(metric)}. {axes.get_title()}"
+            f"{label(metric, first)}. {axes.get_title()}"
         )
         if band:
             notes[_BAND] = Patch(facecolor="0.5", alpha=0.3)
@@ -213,6 +214,7 @@ def windows(results: Mapping[str, xr.Dataset] | xr.Dataset, metric: str = "prob"
         ['3 of 8 layers', '5 of 8 layers']
     """
     series = named(results)
+    first = next(iter(series.values()))
     effects = {run: effect_of(fx, metric) for run, fx in series.items()}
     sizes: list[int] = []
     for effect in effects.values():
@@ -228,7 +230,7 @@ def windows(results: Mapping[str, xr.Dataset] | xr.Dataset, metric: str = "prob"
                 f"the windows are {', '.join(map(str, effect.window.values))}; allowed are 1, for "
                 "the sums, and at least one more, the same in all results"
             )
-    before = _layers_before(next(iter(series.values())), sizes)
+    before = _layers_before(first, sizes)
     n_layers = next(iter(effects.values())).sizes["layer"]
     of_run = colours(series)
     shown = [size for size in sizes if size > 1]
@@ -246,13 +248,13 @@ def windows(results: Mapping[str, xr.Dataset] | xr.Dataset, metric: str = "prob"
                     _draw_curve(axes, values, None, run, of_run[run], sign, dashes)
             axes.set_title(f"{size} of {n_layers} layers")
             axes.set_xlabel("middle layer of the window")
-        grid[0].set_ylabel(label(metric))
+        grid[0].set_ylabel(label(metric, first))
         heading = title(*series.values())
         drawn.suptitle(heading)
         drawn.alt = (
             f"Panels of lines over {n_layers} layers, for windows of "
             f"{', '.join(map(str, shown))} layers: restored together, and the sum of single "
-            f"layers{', for ' if any(series) else ''}{', '.join(series)}. {label(metric)}. "
+            f"layers{', for ' if any(series) else ''}{', '.join(series)}. {label(metric, first)}. "
             f"{heading}"
         )
         notes: dict[str, Artist] = {

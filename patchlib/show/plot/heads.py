@@ -73,15 +73,15 @@ def ranked(fx: xr.Dataset, metric: str = "logit_diff") -> Figure:
             values = cells.sel(cell=names)
             axes.scatter([order[name] for name in names], values, s=14, color=colour, zorder=3)
         axes.set_xlabel(f"all {len(order)} {what}s, largest effect first")
-        axes.set_ylabel(label(metric))
+        axes.set_ylabel(label(metric, fx))
         axes.set_title(title(fx))
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.02, y=0.12)
         _name(drawn, axes, cells, order, above, 1)
         _name(drawn, axes, cells, order, below[::-1], -1)
         drawn.alt = (
-            f"All {len(order)} {what}s in order of {label(metric)}. Above mean + {DETECTION_SD} "
-            f"SD: {', '.join(above) or 'none'}; below mean - {DETECTION_SD} SD: "
+            f"All {len(order)} {what}s in order of {label(metric, fx)}. Above mean + "
+            f"{DETECTION_SD} SD: {', '.join(above) or 'none'}; below mean - {DETECTION_SD} SD: "
             f"{', '.join(below) or 'none'}. {title(fx)}"
         )
         notes: dict[str, Artist] = {_THRESHOLD: Line2D([], [], color="0.3", **_DASHES)}
@@ -183,12 +183,12 @@ def draws(fx: xr.Dataset, metric: str = "logit_diff") -> Figure:
         rows = [f"{name}  {count}/{n_draws}" for name, count in zip(names, counts, strict=True)]
         _rows(axes, rows, what)
         axes.set_xlabel(
-            f"{label(metric)}\nafter each {what}: in how many of {n_draws} draws it is detected"
+            f"{label(metric, fx)}\nafter each {what}: in how many of {n_draws} draws it is detected"
         )
         axes.set_title(title(fx))
         drawn.alt = (
             f"Effects of {len(names)} {what}s in each of {n_draws} draws of noise, with the "
-            f"thresholds. {label(metric)}. {title(fx)}"
+            f"thresholds. {label(metric, fx)}. {title(fx)}"
         )
         point: Any = {"color": "none", "marker": "o", "markersize": 4, "markeredgecolor": "0.3"}
         legend(
@@ -231,6 +231,7 @@ def intervals(
         5
     """
     series = named(results)
+    first = next(iter(series.values()))
     effects = {run: of_cells(fx, metric, keep="prompt") for run, fx in series.items()}
     means = {run: effect.mean("prompt") for run, effect in effects.items()}
     sizes = xr.concat([abs(by_cell(mean)) for mean in means.values()], "run").max("run")
@@ -256,11 +257,11 @@ def intervals(
             if run:
                 notes[run] = Line2D([], [], color=of_run[run], marker="o", markersize=4)
         _rows(axes, names, what)
-        axes.set_xlabel(f"{label(metric)}\nmean and 95 % interval over prompts")
+        axes.set_xlabel(f"{label(metric, first)}\nmean and 95 % interval over prompts")
         axes.set_title(title(*series.values()))
         drawn.alt = (
             f"The {len(names)} strongest {what}s with 95 % intervals over prompts and the "
-            f"thresholds{' of ' if notes else ''}{', '.join(notes)}. {label(metric)}. "
+            f"thresholds{' of ' if notes else ''}{', '.join(notes)}. {label(metric, first)}. "
             f"{axes.get_title()}"
         )
         notes[f"{_THRESHOLD} (filled: beyond)"] = Line2D([], [], color="0.3", **_DASHES)

@@ -74,9 +74,9 @@ def heatmap(fx: xr.Dataset, metric: str = "logit_diff", found: bool = True) -> F
         axes.set_xlabel(_columns(effect))
         axes.set_ylabel("layer")
         axes.set_title(title(fx))
-        drawn.colorbar(image, ax=axes, label=label(metric), aspect=height / 0.12, pad=0.03)
+        drawn.colorbar(image, ax=axes, label=label(metric, fx), aspect=height / 0.12, pad=0.03)
         legend(drawn, notes)
-        drawn.alt = f"Heat map, {_shape(effect)}. {label(metric)}. {title(fx)}"
+        drawn.alt = f"Heat map, {_shape(effect)}. {label(metric, fx)}. {title(fx)}"
     return drawn
 
 
@@ -108,6 +108,7 @@ def heatmaps(
     if isinstance(metrics, str):
         metrics = [metrics]
     series = named(results)
+    first = next(iter(series.values()))
     if not metrics:
         raise PatchlibError("no metrics were given: allowed is one or more, such as ['prob', 'kl']")
     columns = {
@@ -117,6 +118,7 @@ def heatmaps(
     effects = [effect for column in columns.values() for effect in column.values()]
     sizes = [_map_size(effect, _TOGETHER) for effect in effects]
     width, height = max(width for width, _ in sizes), max(height for _, height in sizes)
+    names = {metric: metric_label(metric, first.attrs) for metric in metrics}
     notes: dict[str, Artist] = {}
     with matplotlib.rc_context(STYLE):
         drawn = new_figure(
@@ -129,8 +131,7 @@ def heatmaps(
                 image, more = _draw_map(axes, effect, limit, found)
                 notes |= more
             drawn.colorbar(image, ax=place, aspect=len(series) * height / 0.1, pad=0.03)
-            name = textwrap.fill(metric_label(metric), int((width + 0.7) / 0.075))
-            place[0].set_title(name)
+            place[0].set_title(textwrap.fill(names[metric], int((width + 0.7) / 0.075)))
             place[-1].set_xlabel(_columns(effect))
         for axes, run in zip(grid[:, 0], series, strict=True):
             axes.set_ylabel("layer")
@@ -150,7 +151,7 @@ def heatmaps(
         drawn.suptitle(heading)
         drawn.alt = (
             f"{len(effects)} heat maps, rows {', '.join(series)}, columns "
-            f"{', '.join(map(metric_label, metrics))}; each {_shape(effects[0])}. {heading}"
+            f"{', '.join(names.values())}; each {_shape(effects[0])}. {heading}"
         )
         legend(drawn, notes)
     return drawn

@@ -87,7 +87,8 @@ class DescribedFigure(Figure):
     def __repr__(self) -> str:
         return self.alt
 
-    def _ipython_display_(self) -> None:
+    def bundle(self) -> dict[str, str]:
+        """The figure as data of an output: a page, and text."""
         # Neither JupyterLab nor nbconvert reads an alternative text from elsewhere than HTML.
         file = io.BytesIO()
         with matplotlib.rc_context(STYLE):
@@ -98,7 +99,10 @@ class DescribedFigure(Figure):
             f'<img alt="{html.escape(self.alt)}" width="{width}" '
             f'src="data:image/png;base64,{picture}">'
         )
-        display({"text/plain": self.alt, "text/html": page}, raw=True)
+        return {"text/plain": self.alt, "text/html": page}
+
+    def _ipython_display_(self) -> None:
+        display(self.bundle(), raw=True)
 
 
 def new_figure(
@@ -152,9 +156,9 @@ def legend(figure: Figure, notes: dict[str, Artist]) -> None:
         )
 
 
-def label(metric: str) -> str:
+def label(metric: str, fx: xr.Dataset) -> str:
     """What an axis of effects is called."""
-    return f"effect: {metrics.label(metric)}"
+    return f"effect: {metrics.label(metric, fx.attrs)}"
 
 
 def title(*results: xr.Dataset) -> str:
