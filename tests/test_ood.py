@@ -59,15 +59,16 @@ def test_full_shrinkage_is_the_euclidean_distance():
     assert used == 1
 
 
-def test_the_shrinkage_is_that_of_ledoit_and_wolf():
+@pytest.mark.parametrize("n", [5, 15])
+def test_the_shrinkage_is_that_of_ledoit_and_wolf(n: int):
     """Their definition, observation by observation."""
-    centred = normal(0, 15, 8) * np.arange(1, 9)
+    centred = normal(0, n, 8) * np.arange(1, 9)
     centred -= centred.mean(0)
-    covariance = centred.T @ centred / 15
+    covariance = centred.T @ centred / n
     identity = np.trace(covariance) / 8 * np.eye(8)
     dispersion = ((covariance - identity) ** 2).sum()
-    error = sum(((np.outer(x, x) - covariance) ** 2).sum() for x in centred) / 15**2
-    assert ledoit_wolf(centred, covariance) == pytest.approx(min(error, dispersion) / dispersion)
+    error = sum(((np.outer(x, x) - covariance) ** 2).sum() for x in centred) / n**2
+    assert ledoit_wolf(centred) == pytest.approx(min(error, dispersion) / dispersion)
 
 
 def test_a_corruption_that_changes_nothing_gives_the_control(tiny):

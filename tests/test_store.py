@@ -61,6 +61,19 @@ REQUESTS = {
 }
 
 
+def test_which_prompts_are_answered_is_stored(mini, stored, monkeypatch):
+    drawn = pl.tasks.arithmetic(mini, n=60, operator="-")
+    measured = pl.keep_answered(mini, drawn)
+    assert 0 < measured.settings["dropped"] < 60
+    stored(mini, measured, component="mlp", corruption=pl.STR("X3+Y3"), positions="last")
+    fewer = pl.keep_answered(mini, drawn[:11])  # of which nothing is stored
+    assert len(fewer) + fewer.settings["dropped"] == 11
+    monkeypatch.setattr("patchlib.measure.unpatched.run_with_edits", None)
+    assert pl.keep_answered(mini, drawn) == measured
+    with pytest.raises(TypeError):
+        pl.keep_answered(mini, drawn, recompute=True)
+
+
 @pytest.mark.parametrize("kept", [{}, {"keep_prompts": True}, {"keep_draws": True}])
 @pytest.mark.parametrize("name", REQUESTS)
 def test_a_request_for_a_part_is_served(mini, stored, name, kept):

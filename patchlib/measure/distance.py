@@ -210,29 +210,31 @@ def distance(
         )
     centre = sample.mean(0)
     centred = sample - centre
-    covariance = centred.T @ centred / n
     if shrinkage is None:
-        shrinkage = ledoit_wolf(centred, covariance)
-    scale = np.trace(covariance) / width
+        shrinkage = ledoit_wolf(centred)
+    # Fewer observations than dimensions leave most directions without any variance of their own;
+    # the singular values come without these, and in a fortieth of the time.
+    _, lengths, directions = np.linalg.svd(centred, full_matrices=False)
+    scale = (lengths**2).sum() / n / width
     if scale == 0:
         return np.zeros(points.shape[:-1]), shrinkage
-    variances, directions = np.linalg.eigh(covariance)
     # Rounding leaves a little of what should be nothing.
-    variances = np.where(variances > variances[-1] * n * np.finfo(float).eps, variances, 0.0)
-    variances = (1 - shrinkage) * variances + shrinkage * scale
-    if not (variances > 0).all():
+    lengths = np.where(lengths > lengths[0] * n * np.finfo(float).eps, lengths, 0.0)
+    if shrinkage == 0 and np.count_nonzero(lengths) < width:
         raise PatchlibError(
             f"shrinkage=0: the covariance of {n} prompts in {width} dimensions cannot be inverted; "
             "give more prompts than dimensions, or shrinkage=None"
         )
-    along = (points - centre) @ directions
-    return np.sqrt((along**2 / variances).sum(-1)), shrinkage
+    away = points - centre
+    along = away @ directions.T
+    squares = (along**2 / ((1 - shrinkage) * lengths**2 / n + shrinkage * scale)).sum(-1)
+    if shrinkage:
+        rest = ((away - along @ directions) ** 2).sum(-1)
+        squares = squares + rest / (shrinkage * scale)
+    return np.sqrt(squares), shrinkage
 
 
-def ledoit_wolf(
-    centred: Float[np.ndarray, "observation dimension"],
-    covariance: Float[np.ndarray, "dimension dimension"],
-) -> float:
+def ledoit_wolf(centred: Float[np.ndarray, "observation dimension"]) -> float:
     """Ledoit and Wolf's (2004) estimate of the shrinkage that makes the covariance most exact.
 
     The error of the sample covariance, over its distance from a multiple of the identity, both in
@@ -240,13 +242,14 @@ def ledoit_wolf(
 
     Args:
         centred: the observations, less their mean.
-        covariance: their covariance (with 1/n).
     """
     n, width = centred.shape
-    squares = (covariance**2).sum()
+    # The covariance S, and the observations' products, have one trace and one norm: the smaller.
+    products = (centred @ centred.T if n < width else centred.T @ centred) / n
+    squares = (products**2).sum()
     # The mean of |xxᵀ - S|² over observations is the mean of |x|⁴, less |S|².
     error = (((centred**2).sum(1) ** 2).mean() - squares) / n
-    dispersion = squares - np.trace(covariance) ** 2 / width
+    dispersion = squares - np.trace(products) ** 2 / width
     return 1.0 if dispersion <= 0 else float(min(max(error, 0.0), dispersion) / dispersion)
 
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 from numbers import Real
 
 import numpy as np
-import torch
 import xarray as xr
-from transformer_lens.utilities.statistics import bootstrap_ci, derive_generator
 
 from patchlib.errors import PatchlibError, require_result, whole
+from patchlib.measure.resamples import resampled
 
 
 def interval(
     fx: xr.Dataset, confidence: float = 0.95, n_resamples: int = 1000, seed: int = 0
 ) -> xr.Dataset:
-    """A bootstrap interval of the mean effect over prompts, by TransformerLens' own function.
+    """A bootstrap interval of the mean effect over prompts, TransformerLens' `bootstrap_ci`.
 
     Args:
         fx: a result of `patch` with ``keep_prompts=True``.
@@ -59,17 +58,13 @@ def interval(
     for number, measured in enumerate(kinds):
         rows = np.flatnonzero(kind.ravel() == number)
         if measured.sum() > 1:
-            low, high = bootstrap_ci(
-                torch.from_numpy(cells[rows][:, measured]),
-                confidence=confidence,
-                n_resamples=n_resamples,
-                generator=derive_generator(seed, "bootstrap"),
-            )
-            bounds[:, rows] = low.numpy(), high.numpy()
+            values = xr.DataArray(cells[rows][:, measured], dims=("cell", "prompt"))
+            ends = (1 - confidence) / 2, (1 + confidence) / 2
+            bounds[:, rows] = resampled(values, n_resamples, seed).quantile(ends, "resample")
     template = effect.isel(prompt=0, drop=True)
-    ends = dict(zip(("low", "high"), bounds.reshape(2, *template.shape), strict=True))
+    both = zip(("low", "high"), bounds.reshape(2, *template.shape), strict=True)
     return xr.Dataset(
-        {name: template.copy(data=values) for name, values in ends.items()},
+        {name: template.copy(data=values) for name, values in both},
         attrs=fx.attrs
         | {"confidence": float(confidence), "n_resamples": n_resamples, "resampling_seed": seed},
     )

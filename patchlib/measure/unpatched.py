@@ -11,6 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from patchlib.errors import PatchlibError
 from patchlib.patching import metrics as metric_definitions
+from patchlib.patching import store
 from patchlib.patching.metrics import Metric
 from patchlib.patching.runs import (
     Run,
@@ -85,7 +86,10 @@ def baselines(
 
 
 def keep_answered(
-    model: TransformerBridge, pairs: PromptPairs, memory_budget: float | None = None
+    model: TransformerBridge,
+    pairs: PromptPairs,
+    memory_budget: float | None = None,
+    recompute: bool = False,
 ) -> PromptPairs:
     """The prompts whose right answer is the model's most likely token (Appendix C).
 
@@ -93,6 +97,7 @@ def keep_answered(
         model: the model, in evaluation mode.
         pairs: prompts of any lengths.
         memory_budget: as in `patchlib.patch`.
+        recompute: run the model also where a stored sweep holds the prompts that it answers.
 
     Returns:
         Those prompts; their ``settings`` say how many were ``dropped``, now and before.
@@ -107,8 +112,11 @@ def keep_answered(
         >>> len(kept) + kept.settings["dropped"]
         10
     """
-    runs = baselines(model, pairs, metrics=["accuracy"], memory_budget=memory_budget)
-    kept = np.flatnonzero(runs.clean.values[0] == 1).tolist()
+    right = None if recompute else store.answered(model, pairs)
+    if right is None:
+        runs = baselines(model, pairs, metrics=["accuracy"], memory_budget=memory_budget)
+        right = runs.clean.values[0] == 1
+    kept = np.flatnonzero(right).tolist()
     if not kept:
         raise PatchlibError(
             f"the model answers none of these {len(pairs)} prompts of {pairs.task}: patching "

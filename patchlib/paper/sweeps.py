@@ -59,7 +59,8 @@ def request(model: TransformerBridge, name: str) -> tuple[PromptPairs, dict[str,
     draw = getattr(tasks, settings.pop("task"))
     pairs = draw(model, n=settings.pop("n"), **settings.pop("task_settings", {}))
     if settings.pop("answered", False):
-        pairs = keep_answered(model, pairs)
+        # Not as the stored sweep says, which is to be made or to be proved.
+        pairs = keep_answered(model, pairs, recompute=True)
     kind, site = settings.pop("corruption"), settings.pop("site")
     corruption = STR(site) if kind == "STR" else GN(site, draws=settings.pop("draws"))
     return pairs, settings | {"corruption": corruption}

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from transformer_lens.model_bridge import TransformerBridge
 
 from patchlib.errors import PatchlibError
@@ -103,30 +103,51 @@ def pieces(
         Datasets with ``patched``, ``unpatched`` and the coordinates ``prompt``, ``draw``, ``cell``.
         The attribute ``stored`` says when a sweep was computed, and by which versions.
     """
-    facts = describe(model)
-    files = sorted((STORED / Path(facts["model"]).name).glob("*.nc"))
-    own = is_own(corruption) or any(metric not in METRICS.values() for metric in metrics)
-    if not files or own or hooked(model):
+    if is_own(corruption) or any(metric not in METRICS.values() for metric in metrics):
         return
-    asked = {**facts, **what, **corruption.describe()}
-    asked = {name: asked[name] for name in _same(corruption)}
-    for path in files:
-        attributes = _attributes(path, path.stat().st_mtime_ns)
-        if any(attributes.get(name) != value for name, value in asked.items()):
-            continue
-        theirs, ours = json.loads(attributes["fingerprints"]), _fingerprints(model)
-        if any(ours[name] != value for name, value in theirs.items() if name in ours):
-            continue
-        data = _load(path, path.stat().st_mtime_ns)
+    drawn = {name: value for name, value in corruption.describe().items() if name != "draws"}
+    asked = {name: what[name] for name in ("component", "direction", "source")} | drawn
+    for data in _stored(model, asked):
         if {metric.name for metric in metrics} <= set(data.metric.values):
             yield from _overlap(data, pairs, frame, corruption, metrics, what)
 
 
-def _same(corruption: Corruption) -> list[str]:
-    """The settings that a request and a stored sweep must have in common."""
-    drawn = [name for name in corruption.describe() if name != "draws"]
-    of_model = ["model", "revision", "dtype", "weight_processing"]
-    return [*of_model, "component", "direction", "source", *drawn]
+def answered(model: TransformerBridge, pairs: PromptPairs) -> Bool[np.ndarray, " prompt"] | None:
+    """Which prompts a model answers, as far as a stored sweep kept these and dropped the others.
+
+    Args:
+        model: the model; nothing is stored of one with hooks on it.
+        pairs: the prompts as they were drawn.
+
+    Returns:
+        True for each prompt of the sweep; None where no sweep is stored of such prompts.
+    """
+    for data in _stored(model, {"task": pairs.task}):
+        settings = json.loads(data.attrs["task_settings"])
+        dropped = settings.pop("dropped", None)
+        kept = np.isin(_prompts(pairs, data.attrs["site"]), data.of_prompt)
+        as_drawn = dropped is not None and settings == pairs.settings
+        if as_drawn and kept.sum() + dropped == len(pairs):
+            return kept
+    return None
+
+
+def _stored(model: TransformerBridge, asked: Mapping[str, Any]) -> Iterator[xr.Dataset]:
+    """The stored sweeps of a model as it is now, with some settings."""
+    facts = describe(model)
+    files = sorted((STORED / Path(facts["model"]).name).glob("*.nc"))
+    if not files or hooked(model):
+        return
+    of_model = ("model", "revision", "dtype", "weight_processing")
+    wanted = {name: facts[name] for name in of_model} | dict(asked)
+    for path in files:
+        attributes = _attributes(path, path.stat().st_mtime_ns)
+        if any(attributes.get(name) != value for name, value in wanted.items()):
+            continue
+        theirs, ours = json.loads(attributes["fingerprints"]), _fingerprints(model)
+        if any(ours[name] != value for name, value in theirs.items() if name in ours):
+            continue
+        yield _load(path, path.stat().st_mtime_ns)
 
 
 def _overlap(
