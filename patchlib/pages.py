@@ -41,15 +41,14 @@ def page(notebook: nbformat.NotebookNode) -> str:
 
 
 def drop_widgets(notebook: nbformat.NotebookNode) -> None:
-    """Takes out widgets, which without a kernel show an error, where something stands in for them.
+    """Takes out the package's widgets; what stands in for each is an output of its own.
 
     Args:
         notebook: the executed notebook, changed in place.
     """
     for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            if {"text/html", "image/png"} & set(output.get("data", {})):
-                output.data.pop(_WIDGET, None)
+        if cell.cell_type == "code":
+            cell.outputs = [out for out in cell.outputs if set(out.get("data", ())) != {_WIDGET}]
 
 
 @pass_context

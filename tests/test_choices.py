@@ -79,6 +79,7 @@ def test_windows_of_layers(tiny_gpt2):
 
 def test_the_control_changes_the_picture(study):
     choices = Choices(study, Choice("S2"), ["ABC"], show=False)
+    choices.control.value = "corruption: STR → GN"
     first = choices.figure
     assert first.axes[0].get_xlabel().startswith("effect, STR at S2, logit difference")
     assert first.axes[0].get_ylabel().startswith("effect, GN at S2, logit difference")
@@ -88,8 +89,34 @@ def test_the_control_changes_the_picture(study):
     assert choices.moved == study.compare(Choice("S2"), Choice("ABC"))
     assert choices.figure is not first
     assert choices.caption.startswith("site: S2 → ABC\nshared: ")
-    choices.control.value = choices.control.options[0]
+    choices.control.value = "corruption: STR → GN"
     assert choices.figure is first
+    assert first.alt == (
+        "Scatter plot: effects under GN at S2, logit difference, against those under STR at S2, "
+        "logit difference."
+    )
+
+
+def test_it_opens_on_a_change_that_moves_a_list(mini, monkeypatch):
+    """Of the metrics KL alone moves one; noise would be another sweep, and is not run."""
+    study = Study(mini, pl.tasks.ioi(mini, n=4))
+    lists = {"logit_diff": ["+4.6"], "prob": ["+4.6"], "kl": ["+4.6", "-5.1"]}
+    monkeypatch.setattr(study, "detected", lambda choice: lists[choice.metric])
+    sweeps = []
+    fx = study.fx
+    monkeypatch.setattr(study, "fx", lambda choice: sweeps.append(choice) or fx(choice))
+    choices = Choices(study, Choice("S2"), ["ABC"], show=False)
+    assert choices.control.value == "metric: logit difference → KL divergence"
+    assert choices.moved == {"shared": ["+4.6"], "lost": [], "gained": ["-5.1"]}
+    assert {(choice.corruption, choice.site) for choice in sweeps} <= {("STR", "S2")}
+    lists["kl"] = ["+4.6"]
+    still = Choices(study, Choice("S2"), show=False)
+    assert still.control.value == "metric: logit difference → probability"
+
+
+def test_a_start_that_cannot_be_patched_is_refused(study):
+    with pytest.raises(pl.PatchlibError, match="no token replacement at 'nowhere'"):
+        Choices(study, Choice("nowhere"), show=False)
 
 
 def test_a_change_that_fails_is_reported(study):

@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from IPython.core.interactiveshell import InteractiveShell
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from patchlib.show.plot import attention
 
 TOKENS = ["<|endoftext|>", "When", " Mary", "\n"]
 NAMES = ["L0H1", "L9H9"]
+WIDGET = "application/vnd.jupyter.widget-view+json"
 BUNDLE = (Path(circuitsvis.__file__).parent / "dist" / "cdn" / "iife.js").read_text("utf-8")
 
 
@@ -50,7 +52,6 @@ def test_each_request_gets_the_installed_bundle_once(monkeypatch: pytest.MonkeyP
     plot = AttentionHeads(some_patterns(), TOKENS, NAMES)
     sent: list[dict] = []
     monkeypatch.setattr(plot, "send", sent.append)
-    plot._repr_mimebundle_()
     ask(plot, {"kind": "something else"})
     ask(plot, "bundle wanted")
     assert sent == []
@@ -95,14 +96,26 @@ def test_the_element_is_named_after_what_it_shows() -> None:
     assert len({plot.element_id, *(other.element_id for other in others)}) == 4
 
 
-def test_the_text_of_a_plot_is_the_same_in_every_run() -> None:
+def shown(plot: AttentionHeads, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    """The outputs of a cell that ends on the plot."""
+    outputs: list[dict] = []
+    publish = lambda data, metadata=None, **more: outputs.append(data)  # noqa: E731
+    try:
+        monkeypatch.setattr(InteractiveShell.instance().display_pub, "publish", publish)
+        plot._ipython_display_()
+    finally:
+        InteractiveShell.clear_instance()
+    return outputs
+
+
+def test_the_text_of_a_plot_is_the_same_in_every_run(monkeypatch: pytest.MonkeyPatch) -> None:
     plot = AttentionHeads(some_patterns(), TOKENS, NAMES)
     assert repr(plot) == "AttentionHeads(2 heads, 4 tokens)"
-    mimebundle = plot._repr_mimebundle_()
-    assert mimebundle is not None
-    assert mimebundle[0]["text/plain"] == repr(plot)
+    widget, picture = shown(plot, monkeypatch)
+    assert widget == {WIDGET: {"version_major": 2, "version_minor": 0, "model_id": plot.model_id}}
     # What the saved notebook keeps.
-    assert mimebundle[0]["image/png"].startswith(b"\x89PNG")
+    assert picture["text/plain"] == repr(plot)
+    assert 'alt="Attention' in picture["text/html"]
     assert repr(AttentionHeads(torch.ones(1, 1, 1), ["a"], ["L0H0"])) == (
         "AttentionHeads(1 head, 1 token)"
     )

@@ -1,5 +1,6 @@
 """The explorer, driven as a page drives it: by setting the values of its controls."""
 
+import asyncio
 import dataclasses
 import threading
 import time
@@ -17,10 +18,9 @@ import patchlib as pl
 from patchlib.patching import duration
 from patchlib.patching.metrics import METRICS
 from patchlib.show import explorer as module
-from patchlib.show import kept
+from patchlib.show import kept, picture
 from patchlib.show.explorer import Explorer, explore
 from patchlib.show.kept import KeptSweeps, Request
-from patchlib.show.picture import png_of, table_of
 
 ALL_METRICS = list(METRICS)
 
@@ -373,7 +373,7 @@ def test_pictures_are_small(explorer: Explorer) -> None:
     for task in ("ioi", "docstring"):
         explorer.controls["task"].value = task
         for figure in (explorer.figure, explorer.attention_figure):
-            assert len(png_of(figure)) < 150_000
+            assert len(figure.bundle()["text/html"]) < 200_000
 
 
 def test_changes_from_another_thread_wait_and_are_not_lost(
@@ -416,26 +416,59 @@ def test_a_cell_shows_controls_and_pictures_once_and_updates_them(
         monkeypatch.setattr(shell.display_pub, "publish", publish)
         explorer = explore(tiny_gpt2, pl.tasks.ioi(tiny_gpt2, n=2))
         explorer._ipython_display_()
-        kinds = ["application/vnd.jupyter.widget-view+json", "image/png", "image/png"]
-        assert [kind in data for (data, _), kind in zip(published, kinds, strict=True)] == [
-            True
-        ] * 3
-        texts = [data["text/plain"] for data, _ in published]
+        kinds = [sorted(data) for data, _ in published]
+        page = ["text/html", "text/plain"]
+        assert kinds == [["application/vnd.jupyter.widget-view+json"], page, page, page]
+        texts = [data["text/plain"] for data, _ in published[1:]]
         assert not any("0x" in text or "display_id" in text for text in texts)
-        first = published[1]
+        alternatives = [
+            bs4.BeautifulSoup(data["text/html"], "html.parser").img["alt"]
+            for data, _ in published[2:]
+        ]
+        assert alternatives == [explorer.figure.alt, explorer.attention_figure.alt]
+        assert alternatives[0].startswith("Heat map, ") and "ttention" in alternatives[1]
+        table, first = published[1:3]
         published.clear()
         explorer.controls["metric"].value = "prob"
-        ((data, more),) = [entry for entry in published if "image/png" in entry[0]]
+        (data, more), (settings, at) = (entry for entry in published if "text/html" in entry[0])
         assert more["update"] and more["transient"] == first[1]["transient"]
-        assert data["image/png"] != first[0]["image/png"]
+        assert data["text/html"] != first[0]["text/html"]
         assert "prob" in data["text/plain"]
+        # The table of settings that a saved notebook shows is that of the picture.
+        assert at["update"] and at["transient"] == table[1]["transient"]
+        assert "metric logit_diff" in table[0]["text/plain"]
+        assert "metric prob" in settings["text/plain"]
         # A later cell shows it again.
         shell.execution_count += 1
         published.clear()
         explorer._ipython_display_()
-        assert len(published) == 3
+        assert len(published) == 4
     finally:
         InteractiveShell.clear_instance()
+
+
+def test_a_picture_is_drawn_after_the_callback_and_once_for_several(
+    explorer: Explorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel answers within its event loop; the map to point at does not wait for a picture."""
+    drawn = Calls(monkeypatch, "heatmap", module.plot)
+
+    async def answer() -> None:
+        for metric in ("prob", "kl"):
+            explorer.controls["metric"].value = metric
+        assert drawn.count == 0 and "KL" in explorer.map.shown["label"]
+        await asyncio.sleep(4 * picture._PAUSE)
+
+    asyncio.run(answer())
+    assert drawn.count == 1
+    assert "kl" in explorer.figure.get_suptitle() and explorer.error == ""
+
+
+def test_a_picture_that_fails_is_told(explorer: Explorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = Calls(monkeypatch, "heatmap", module.plot)
+    drawn.error = ValueError("no <room>")
+    explorer.controls["metric"].value = "prob"
+    assert explorer.error == "ValueError: no <room>"
 
 
 def test_it_opens_where_something_moves(mini: TransformerBridge, calls: Calls) -> None:
@@ -578,7 +611,7 @@ def test_a_time_is_told_without_running_the_model(
 
 
 def test_the_saved_notebook_has_a_table_of_the_settings(explorer: Explorer) -> None:
-    table = table_of("pl.explore", explorer._settings())
+    table = explorer._table()
     rows = bs4.BeautifulSoup(table["text/html"], "html.parser").find_all("tr")
     assert {row.th.text: row.td.text for row in rows} == {
         "task": "ioi",

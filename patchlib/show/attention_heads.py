@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from patchlib.errors import whole
-from patchlib.show.picture import fit_page, picture_of
+from patchlib.show.picture import Shown, fit_page
 from patchlib.show.plot import attention as draw_attention
 from patchlib.show.plot import check_attention
 
@@ -172,19 +172,15 @@ class AttentionHeads(anywidget.AnyWidget):
         )
         self.on_msg(_answer)
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    def _ipython_display_(self) -> None:
         """The plot, and for a saved notebook a picture of the first patterns."""
-        bundle = super()._repr_mimebundle_(**kwargs)
-        if bundle is None:
-            return None
         names = self.names[:_IN_PICTURE]
         figure = draw_attention(torch.tensor(self.attention[:_IN_PICTURE]), self.tokens, names)
         more = len(self.names) - len(names)
         if more:
             figure.suptitle(f"the first {len(names)} of {len(self.names)} heads", fontsize=9)
         fit_page(figure)
-        data, metadata = picture_of(figure)
-        return bundle[0] | data, bundle[1] | metadata
+        Shown(self, figure.bundle() | {"text/plain": repr(self)})
 
     def __repr__(self) -> str:
         heads, tokens = len(self.names), len(self.tokens)

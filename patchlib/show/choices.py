@@ -13,8 +13,6 @@ import ipywidgets
 import numpy as np
 import pandas as pd
 import xarray as xr
-from IPython.display import display
-from matplotlib.figure import Figure
 from transformer_lens.model_bridge import TransformerBridge
 
 from patchlib.errors import PatchlibError
@@ -24,7 +22,8 @@ from patchlib.patching.metrics import label
 from patchlib.patching.patch import patch
 from patchlib.prompts.corruption import GN, STR
 from patchlib.prompts.pairs import PromptPairs
-from patchlib.show.picture import Picture, running_cell, table_of
+from patchlib.show.picture import Picture, Shown, after_callback, running_cell, table_of
+from patchlib.show.plot.style import DescribedFigure, new_figure
 
 METRICS = {
     name: label(name).removeprefix("normalised ").split(" (")[0]
@@ -215,7 +214,7 @@ class Study:
             rows.append({"change": change, "detected": len(self.detected(after))} | lists)
         return pd.DataFrame(rows)
 
-    def figure(self, before: Choice, after: Choice) -> Figure:
+    def figure(self, before: Choice, after: Choice) -> DescribedFigure:
         """Effects under two choices against each other, with the thresholds of detection.
 
         Args:
@@ -227,7 +226,8 @@ class Study:
         kinds = {
             head[1:]: kind for kind, heads in self.compare(before, after).items() for head in heads
         }
-        figure = Figure(figsize=(6.2, 4.2), layout="constrained")
+        figure = new_figure(6.2, 4.2)
+        figure.alt = f"Scatter plot: effects under {after}, against those under {before}."
         axes = figure.subplots()
         for kind in ("neither", "shared", "lost", "gained"):
             rows = [i for i, name in enumerate(names) if kinds.get(name, "neither") == kind]
@@ -272,7 +272,8 @@ class Study:
 class Choices:
     """A control that changes one choice, above a picture of the conclusions that move.
 
-    The picture is an ordinary output of the cell, so that the saved notebook keeps the last one.
+    It opens on a change that moves a list where one of those does that need no further sweep. The
+    picture is an ordinary output of the cell, so that the saved notebook keeps the last one.
 
     Args:
         study: computes the effects.
@@ -286,6 +287,9 @@ class Choices:
             there is no result.
         figure: the picture.
         error: why there is no result; empty where there is one.
+
+    Raises:
+        PatchlibError: where the choices to start from cannot be patched.
 
     Example:
         >>> import patchlib as pl
@@ -309,22 +313,23 @@ class Choices:
         self.control = ipywidgets.Dropdown(
             description="change",
             options=list(self._changes),
+            value=self._moving(),
             layout={"width": "400px"},
         )
         self.control.observe(self._changed, names="value")
-        if show and running_cell() is not None:
-            panel = ipywidgets.VBox([self.control, self._message])
-            settings = {"from": start, "change": self.control.value}
-            display(panel._repr_mimebundle_() | table_of("pl.choices", settings), raw=True)
+        self._panel: Shown | None = None
         self._refresh()
         if show and running_cell() is not None:
+            self._draw()
+            panel = ipywidgets.VBox([self.control, self._message])
+            self._panel = Shown(panel, self._table())
             self._picture.show()
 
     def __repr__(self) -> str:
         return f"Choices({self.caption.splitlines()[0]})"
 
     @property
-    def figure(self) -> Figure | None:
+    def figure(self) -> DescribedFigure | None:
         """The picture."""
         return self._picture.figure
 
@@ -337,6 +342,24 @@ class Choices:
         lists = [f"{name}: {_text(heads)}" for name, heads in self.moved.items()]
         return "\n".join([change, *([f"no result: {self.error}"] if self.error else lists)])
 
+    def _moving(self) -> str:
+        """A change that moves a list, of those that are read from the first sweep."""
+        start = self._start
+        known = {
+            change: after
+            for change, after in self._changes.items()
+            if (after.corruption, after.site) == (start.corruption, start.site)
+        }
+        for change, after in known.items():
+            moved = self._study.compare(start, after)
+            if moved["lost"] or moved["gained"]:
+                return change
+        return next(iter(known))
+
+    def _table(self) -> dict[str, str]:
+        settings = {"from": self._start, "change": self.control.value}
+        return table_of("pl.choices.Choices", settings)
+
     def _changed(self, change: object) -> None:
         self._refresh()
 
@@ -345,7 +368,8 @@ class Choices:
         with self._lock:
             change = self.control.value
             after = self._changes[change]
-            self.moved, self.error = {}, ""
+            self.moved = {}
+            self._tell("")
             try:
                 self.moved = self._study.compare(self._start, after)
                 self._picture.draw(
@@ -353,9 +377,22 @@ class Choices:
                 )
             # Raised in a callback it would vanish; nothing but the message tells of it.
             except Exception as error:
-                self.error = str(error) or type(error).__name__
-            message = html.escape(self.error)
-            self._message.value = f'<span style="color:#B00020">{message}</span>'
+                self._tell(str(error) or type(error).__name__)
+        after_callback(self._draw)
+
+    def _draw(self) -> None:
+        """Brings the outputs of the notebook in line with the control."""
+        with self._lock:
+            try:
+                self._picture.update()
+            except Exception as error:
+                self._tell(str(error) or type(error).__name__)
+            if self._panel is not None:
+                self._panel.update(self._table())
+
+    def _tell(self, error: str) -> None:
+        self.error = error
+        self._message.value = f'<span style="color:#B00020">{html.escape(error)}</span>'
 
 
 def _order(signed: tuple[str, str]) -> tuple:

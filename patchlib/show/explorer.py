@@ -13,9 +13,7 @@ import ipywidgets
 import pandas as pd
 import torch
 import xarray as xr
-from IPython.display import display
 from jaxtyping import Float
-from matplotlib.figure import Figure
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities import get_act_name
@@ -33,7 +31,15 @@ from patchlib.prompts.pairs import PromptPairs
 from patchlib.show import plot
 from patchlib.show.heat_map import HeatMap
 from patchlib.show.kept import KeptSweeps, Request
-from patchlib.show.picture import Picture, fit_page, running_cell, table_of
+from patchlib.show.picture import (
+    Picture,
+    Shown,
+    after_callback,
+    fit_page,
+    running_cell,
+    table_of,
+)
+from patchlib.show.plot.style import DescribedFigure
 
 _PROMPTS = 32
 _WINDOWS = (1, 3, 5)
@@ -117,6 +123,7 @@ class Explorer:
         self._task_of_head: str | None = None
         self._effects, self._attention = Picture(), Picture()
         self._shown_in: int | None = None
+        self._panel: Shown | None = None
         # A page may send each change to a thread of its own.
         self._lock = threading.RLock()
         self._refreshing = False
@@ -150,12 +157,12 @@ class Explorer:
         return {name: control.value for name, control in self.controls.items()}
 
     @property
-    def figure(self) -> Figure | None:
+    def figure(self) -> DescribedFigure | None:
         """The picture of the effects."""
         return self._effects.figure
 
     @property
-    def attention_figure(self) -> Figure | None:
+    def attention_figure(self) -> DescribedFigure | None:
         """The picture of the attention patterns."""
         return self._attention.figure
 
@@ -165,11 +172,12 @@ class Explorer:
         if self._shown_in is None:
             return
         panel = _panel(self.controls, self.button, self.progress, self._message, self.map)
-        display(panel._repr_mimebundle_() | table_of("pl.explore", self._settings()), raw=True)
+        self._panel = Shown(panel, self._table())
 
     def show_pictures(self) -> None:
         """Shows the pictures as outputs of the current cell, to be replaced in place."""
         if self._shown_in is not None:
+            self._draw()
             self._effects.show()
             self._attention.show()
 
@@ -179,14 +187,15 @@ class Explorer:
             self.show_controls()
             self.show_pictures()
 
-    def _settings(self) -> dict[str, Any]:
+    def _table(self) -> dict[str, str]:
         """The settings that mean something with one another; the pictures name head and prompt."""
         used = {name: control for name, control in self.controls.items() if not control.disabled}
-        return {
+        settings = {
             control.description: control.value
             for name, control in used.items()
             if name not in ("head", "prompt")
         }
+        return table_of("pl.explore", settings)
 
     def open(self) -> None:
         """Shows the first result, which is computed in the cell that asks for it."""
@@ -261,8 +270,21 @@ class Explorer:
         finally:
             self.progress.layout.visibility = "hidden" if self._computing is None else "visible"
         for picture in (self._effects, self._attention):
-            if picture.figure is None:
+            if picture.key is None:
                 picture.caption = f"no picture: {self.error or 'nothing computed yet'}"
+        # A picture takes longer than all else.
+        after_callback(self._draw)
+
+    def _draw(self) -> None:
+        """Brings the outputs of the notebook in line with the controls."""
+        with self._lock:
+            try:
+                self._effects.update()
+                self._attention.update()
+            except Exception as error:
+                self._tell(_spelt(error))
+            if self._panel is not None:
+                self._panel.update(self._table())
 
     def _tell(self, error: str) -> None:
         self.error = error
@@ -327,7 +349,7 @@ class Explorer:
         if set(UNITS) & set(fx.dims):
             caption += f"\nheads beyond mean ± 2 SD: {_detected(found)}"
 
-        def make() -> Figure:
+        def make() -> DescribedFigure:
             figure = plot.heatmap(fx, metric=metric)
             # The caption says more than the map's own title.
             figure.axes[0].set_title("")
@@ -335,7 +357,6 @@ class Explorer:
 
         self.fx, self.found = fx, found
         self._offer_heads(state, fx, found)
-        # The map comes first: a picture takes longer.
         names = [name.removeprefix("kv") for heads in found.heads for name in heads]
         self.map.draw(fx, metric, names, caption)
         self._effects.draw((request.key, metric), caption, make)
@@ -374,7 +395,7 @@ class Explorer:
         if "GN" in kinds:
             caption += f" · {_noise(state)}"
 
-        def make() -> Figure:
+        def make() -> DescribedFigure:
             chosen = self._heads.index(state["head"])
             patterns = [self._all_patterns(one, run)[chosen, 0] for run in runs.values()]
             spelt = [self._spell(t) for t in tokens]

@@ -30,8 +30,8 @@ _CSS = """
 .patchlib-map .patchlib-bar { display: flex; gap: 6px; align-items: center; font-size: 11px; }
 .patchlib-map .patchlib-bar i { width: 140px; height: 10px; border: 1px solid #888; }
 .patchlib-map [role=status] { font-size: 13px; min-height: 18px; }
-.jp-OutputArea-child:has(.patchlib-map rect) ~ .jp-OutputArea-child:has(.jp-RenderedImage):not(
-  .jp-OutputArea-child:has(.patchlib-map rect) ~ .jp-OutputArea-child:has(.jp-RenderedImage) ~ *
+.jp-OutputArea-child:has(.patchlib-map rect) ~ .jp-OutputArea-child:has(img):not(
+  .jp-OutputArea-child:has(.patchlib-map rect) ~ .jp-OutputArea-child:has(img) ~ *
 ) { display: none; }
 """
 

@@ -1,88 +1,140 @@
-"""Figures of the widgets, shown as ordinary outputs of a cell and replaced in place."""
+"""What widgets show: figures replaced in place, and what stands in for controls in a saved file."""
 
 from __future__ import annotations
 
+import asyncio
 import html
-import io
-import struct
 import textwrap
 from collections.abc import Callable, Hashable, Mapping, Set
-from typing import Any
 
+import ipywidgets
 from IPython.core.interactiveshell import InteractiveShell
-from IPython.display import DisplayHandle
-from matplotlib.figure import Figure
+from IPython.display import DisplayHandle, display
+
+from patchlib.show.plot.style import DescribedFigure
 
 # Characters of a line of a caption; inches that one takes, on average and with a little room.
 _CAPTION_WIDTH, _CHARACTER_WIDTH = 90, 0.07
-# Denser than the pixels of a page, so that small type stays sharp.
-_DPI, _PAGE_DPI = 144, 96
 _PICTURES_KEPT = 64
 # Inches; and where the lines of a pattern become too low for its labels.
 _PAGE_WIDTH, _LABELS_TOUCH = 10.0, 0.7
+# Seconds that a picture waits for further changes.
+_PAUSE = 0.05
+# A widget is an output, and what stands in for it the next one. One of the two is seen: without
+# its kernel a widget says "Loading widget..." or that it was not found.
+_ONE_IS_SEEN = """<style>
+.jp-OutputArea-child:has(.patchlib-live) + .jp-OutputArea-child:has(.patchlib-stand-in),
+.jp-OutputArea-child:has(> .jp-OutputArea-output.lm-Panel):not(:has(.patchlib-live)):has(
+  + .jp-OutputArea-child .patchlib-stand-in
+) { display: none; }
+</style>"""
 
 
 class Picture:
-    """A figure shown as an ordinary output, which stays in the saved notebook."""
+    """A figure shown as an ordinary output, which stays in the saved notebook.
+
+    Attributes:
+        key: what the figure is known by; None before the first one.
+        caption: what stands above it.
+    """
 
     def __init__(self) -> None:
-        self.figure: Figure | None = None
+        self.key: Hashable = None
         self.caption = "nothing computed yet"
-        self._key: Hashable = None
+        self._shown: Hashable = None
+        self._make: Callable[[], DescribedFigure]
         self._handle: DisplayHandle | None = None
         # What was drawn and sent last, so that going back to it takes no time.
-        self._figures: dict[Hashable, Figure] = {}
-        self._sent: dict[Hashable, tuple[dict[str, Any], dict[str, Any]]] = {}
+        self._figures: dict[Hashable, DescribedFigure] = {}
+        self._sent: dict[Hashable, dict[str, str]] = {}
 
-    def draw(self, key: Hashable, caption: str, make: Callable[[], Figure]) -> None:
-        """Replaces the figure where it would be another one."""
-        if self.figure is not None and key == self._key:
-            return
-        if key not in self._figures:
-            figure = make()
-            lines = [textwrap.fill(line, _CAPTION_WIDTH) for line in caption.splitlines()]
+    @property
+    def figure(self) -> DescribedFigure | None:
+        """The figure, made when it is first asked for."""
+        if self.key is not None and self.key not in self._figures:
+            figure = self._make()
+            lines = [textwrap.fill(line, _CAPTION_WIDTH) for line in self.caption.splitlines()]
             figure.suptitle("\n".join(lines), fontsize=9, parse_math=False)
             widest = max(len(line) for text in lines for line in text.splitlines())
             figure.set_figwidth(max(figure.get_figwidth(), widest * _CHARACTER_WIDTH))
-            self._figures[key] = figure
+            self._figures[self.key] = figure
             if len(self._figures) > _PICTURES_KEPT:
                 oldest = next(iter(self._figures))
                 del self._figures[oldest]
                 self._sent.pop(oldest, None)
-        self.figure, self.caption, self._key = self._figures[key], caption, key
-        if self._handle is not None:
+        return self._figures.get(self.key)
+
+    def draw(self, key: Hashable, caption: str, make: Callable[[], DescribedFigure]) -> None:
+        """Changes to another figure.
+
+        Args:
+            key: what it is known by.
+            caption: what stands above it.
+            make: draws it.
+        """
+        self.key, self.caption, self._make = key, caption, make
+
+    def update(self) -> None:
+        """Makes the figure, and replaces the last one wherever that is shown."""
+        figure = self.figure
+        if figure is not None and self._handle is not None and self._shown != self.key:
             self._send(self._handle.update)
 
     def show(self) -> None:
-        """Shows it in the current cell, and wherever it was shown before."""
+        """Shows what was made in the current cell, and wherever it was shown before."""
         if self._handle is None:
             self._handle = DisplayHandle()
         self._send(self._handle.display)
 
     def _send(self, send: Callable[..., None]) -> None:
-        data: dict[str, Any] = {"text/plain": self.caption}
-        metadata: dict[str, Any] = {}
-        if self.figure is not None:
-            if self._key not in self._sent:
-                self._sent[self._key] = picture_of(self.figure)
-            picture, metadata = self._sent[self._key]
-            data |= picture
-        send(data, raw=True, metadata=metadata)
+        data = {"text/plain": self.caption}
+        if self.key in self._figures:
+            if self.key not in self._sent:
+                self._sent[self.key] = self._figures[self.key].bundle()
+            data = self._sent[self.key] | data
+        self._shown = self.key
+        send(data, raw=True)
 
 
-def picture_of(figure: Figure) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A figure as data and metadata of an output, in its size on a page."""
-    png = png_of(figure)
-    (pixels,) = struct.unpack(">I", png[16:20])
-    return {"image/png": png}, {"image/png": {"width": pixels * _PAGE_DPI // _DPI}}
+def after_callback(action: Callable[[], None]) -> None:
+    """Does something once the changes that a page has sent are dealt with; at once elsewhere.
+
+    Args:
+        action: what to do; several calls of it are as good as one.
+    """
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        action()
+    else:
+        loop.call_later(_PAUSE, action)
 
 
-def png_of(figure: Figure) -> bytes:
-    """A figure as a picture."""
-    # Not cut to a tight box, for which everything would have to be drawn twice.
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=_DPI, facecolor="white")
-    return file.getvalue()
+class Shown:
+    """A widget in the current cell, and what is seen without its kernel, as in a saved notebook.
+
+    Args:
+        widget: the widget.
+        stand_in: what is seen instead, as ``text/html`` and ``text/plain``.
+    """
+
+    def __init__(self, widget: ipywidgets.DOMWidget, stand_in: Mapping[str, str]) -> None:
+        widget.add_class("patchlib-live")
+        view = {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}
+        display({"application/vnd.jupyter.widget-view+json": view}, raw=True)
+        self._stand_in = stand_in
+        self._handle = DisplayHandle()
+        self._send(self._handle.display)
+
+    def update(self, stand_in: Mapping[str, str]) -> None:
+        """Replaces what is seen instead where it is something else."""
+        if stand_in != self._stand_in:
+            self._stand_in = stand_in
+            self._send(self._handle.update)
+
+    def _send(self, send: Callable[..., None]) -> None:
+        page = f'{_ONE_IS_SEEN}<div class="patchlib-stand-in">{self._stand_in["text/html"]}</div>'
+        send({**self._stand_in, "text/html": page}, raw=True)
 
 
 def running_cell() -> int | None:
@@ -106,7 +158,7 @@ def table_of(name: str, settings: Mapping[str, object]) -> dict[str, str]:
     return {"text/html": f"<table>{caption}{rows}</table>", "text/plain": f"{name}: {plain}"}
 
 
-def fit_page(figure: Figure, marked: Set[int] = frozenset()) -> None:
+def fit_page(figure: DescribedFigure, marked: Set[int] = frozenset()) -> None:
     """Makes attention over many tokens as wide as a page, with the labels that fit.
 
     Args:

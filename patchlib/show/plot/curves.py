@@ -23,6 +23,7 @@ from patchlib.show.plot.style import (
     COLOURS,
     MARKERS,
     STYLE,
+    DescribedFigure,
     colours,
     label,
     legend,
@@ -36,7 +37,9 @@ _LINES = ("-", "--", ":", "-.")
 _BAND = "± SD over draws"
 
 
-def lines(results: Mapping[str, xr.Dataset] | xr.Dataset, metric: str = "logit_diff") -> Figure:
+def lines(
+    results: Mapping[str, xr.Dataset] | xr.Dataset, metric: str = "logit_diff"
+) -> DescribedFigure:
     """Draws effects by layer, one line for each run, position and window (Figures 2 and 5).
 
     A run has its colour. Where a result holds several draws of noise or their standard deviation,

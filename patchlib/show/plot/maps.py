@@ -23,6 +23,7 @@ from patchlib.show.plot.effects import detected, effect_of, named
 from patchlib.show.plot.style import (
     DETECTION_SD,
     STYLE,
+    DescribedFigure,
     label,
     legend,
     new_figure,
@@ -37,7 +38,7 @@ _ALONE, _TOGETHER = 2.8, 2.1
 _CELL_MOST, _NAMED_POSITION, _POSITIONS_LEAST = 0.26, 0.36, 1.2
 
 
-def heatmap(fx: xr.Dataset, metric: str = "logit_diff", found: bool = True) -> Figure:
+def heatmap(fx: xr.Dataset, metric: str = "logit_diff", found: bool = True) -> DescribedFigure:
     """Draws the effects of one sweep: layer by head, or layer by position (Figures 4, 9, 28).
 
     Layers run downwards from 0, blue is a positive effect and red a negative one, on a scale that

@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from patchlib.errors import PatchlibError
-from patchlib.show.plot.style import STYLE, colours, legend, new_figure, title
+from patchlib.show.plot.style import STYLE, DescribedFigure, colours, legend, new_figure, title
 
 # Inches: room for one line of 7 pt per token, and for labels and the colour bar.
 _PER_TOKEN, _LABELS, _BAR = 0.15, 0.6, 0.6
@@ -170,7 +170,7 @@ def attention(
     tokens: list[list[str]] | list[str],
     titles: list[str],
     mark: dict[str, int] | None = None,
-) -> Figure:
+) -> DescribedFigure:
     """Draws causal attention patterns side by side on one scale from 0 to 1.
 
     Args:
