@@ -242,12 +242,12 @@ pl.claim(
 #
 # ## 7 How sure are you?
 #
-# Two things were drawn at random: the noise and the sentences. First the noise, ten times, on twenty prompts. **Look for**
+# Two things were drawn at random: the noise and the sentences. First the noise, ten times, on fifty prompts. **Look for**
 # heads that are full dots in some draws and empty ones in others.
 
 # %%
 draws = pl.patch(
-    model, pairs[:20], corruption=pl.GN("S2", draws=10), keep_draws=True, progress=False
+    model, pairs[:50], corruption=pl.GN("S2", draws=10), keep_draws=True, progress=False
 )
 pl.plot.draws(draws)
 

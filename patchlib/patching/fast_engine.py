@@ -292,7 +292,7 @@ class _Pass:
                 middle = self._join(middle, layer, joining, queries)
             x = middle
             if len(middle):
-                mlp_out = block.contract(block.expand(read if network.parallel else middle))
+                mlp_out = block.mlp(read if network.parallel else middle)
                 if self.activation == "mlp_out":
                     mlp_out = self._restore(mlp_out, layer, inside, queries)
                 x = mlp_out.add_(middle)

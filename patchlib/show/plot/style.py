@@ -172,17 +172,20 @@ def title(*results: xr.Dataset) -> str:
         window = same.get("window", 1)
         what += f" in windows of {window}" if window != 1 and str(window).isdigit() else ""
         what += f" at {same['position']}" if "position" in same else ""
-    if "site" in same:
-        how = f"{same['corruption']} on" if "corruption" in same else "corrupted:"
-        how += f" {same['site']}"
+    if "corruption" in same or "site" in same:
+        how = str(same.get("corruption", "corrupted:"))
+        if "site" in same:
+            how += f" on {same['site']}" if "corruption" in same else f" {same['site']}"
         how += ", noising" if same.get("direction") == "noise" else ""
         source = same.get("source", "clean run")
         how += f", from {source}" if source not in ("clean run", "corrupted run") else ""
+    # Beside noise, replaced tokens do not count as one draw of it.
+    noisy = [fx for fx in results if fx.attrs.get("corruption") != "STR"]
     where = ", ".join(
         [
             *(spelt(same[name]) for name in ("model", "task") if name in same),
             *_counted(results, "n_prompts", "prompt", "prompt{}"),
-            *_counted(results, "draws", "draw", "draw{} of noise"),
+            *_counted(noisy, "draws", "draw", "draw{} of noise"),
         ]
     )
     return "\n".join(filter(None, (what, how, where)))
