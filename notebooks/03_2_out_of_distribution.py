@@ -249,15 +249,16 @@ pl.claim(
 #
 # ## 7 How far out is it?
 #
-# "Out of distribution" can be measured. Fit a mean and a covariance to the residual stream of clean sentences, here of 35;
-# then ask how far each of the other 15 lies from them once it is corrupted (the Mahalanobis distance). The unit is the
-# distance of these 15 while they are clean, so that 1 is ordinary.
+# "Out of distribution" can be measured. Fit a mean and a covariance to the residual stream of a hundred other clean
+# sentences; then ask how far each of our first thirty lies from them once it is corrupted (the Mahalanobis distance). The
+# unit is the distance of these thirty while they are clean, so that 1 is ordinary.
 #
 # **Look for** the first and the last layer at S2, and for the columns of the last token.
 
 # %%
+cloud = pl.tasks.ioi(model, n=150, prepend_bos=S["prepend_bos"])[50:]
 away = {
-    run: pl.ood(model, pairs[:15], corruption, ["S2", "last"], reference=pairs[15:])
+    run: pl.ood(model, pairs[:30], corruption, ["S2", "last"], reference=cloud)
     for run, corruption in corruptions.items()
 }
 means = {run: each.corrupted.mean(["draw", "prompt"]).to_series() for run, each in away.items()}
@@ -269,7 +270,7 @@ pl.claim(
     "6-2",
     distance["GN", "S2"].mean() > 1.5 * distance["STR", "S2"].mean(),
     **distance.mean().unstack().T,
-    prompts=15,
+    prompts=30,
 )
 
 # %% [markdown]

@@ -47,15 +47,16 @@ corruptions = {"STR": pl.STR("S2"), "GN": pl.GN("S2")}
 # cloud's own spread in each direction: d(x)² = (x − μ)ᵀ Σ⁻¹ (x − μ). `pl.ood` divides by the mean distance of clean prompts
 # that were *not* used to find μ and Σ, so that 1 means "like any other clean prompt".
 #
-# Fifty prompts do for this, as in [3.2](03_2_out_of_distribution.ipynb): 35 for the cloud, 15 to be measured. The sweeps
-# below are of all prompts.
+# As in [3.2](03_2_out_of_distribution.ipynb), a hundred prompts make the cloud and thirty others are measured: with fewer in
+# the cloud its spread is known too badly to tell the two corruptions apart. The sweeps below are of all prompts.
 #
 # S2 is where the prompt is spoilt; the last token is where the answer is read. **Guess** for both: does the distance grow or
 # shrink from layer to layer?
 
 # %%
+cloud = pl.tasks.ioi(model, n=150, prepend_bos=S["prepend_bos"])[50:]
 far = {
-    name: pl.ood(model, some[:15], corruption, positions=["S2", "last"], reference=some[15:])
+    name: pl.ood(model, some[:30], corruption, positions=["S2", "last"], reference=cloud)
     for name, corruption in corruptions.items()
 }
 
