@@ -34,6 +34,7 @@ import torch
 
 import patchlib as pl
 
+pd.options.display.max_colwidth = None  # lists of heads are shown whole
 model, pairs, S = pl.start("3_1_ioi")
 some = pairs[:50]
 METRICS, RUNS = ["prob", "logit_diff", "kl"], ["STR", "GN"]
@@ -68,8 +69,8 @@ pd.concat({name: mean.sel(layer=layers).to_pandas() for name, mean in means.item
 )
 
 # %% [markdown]
-# On SmolLM2 replacement stays near 1 in every layer, while noise at S2 moves *out* from the first layers to the last, to about
-# twice the ordinary distance; on `mini` it starts far out and comes back part of the way. A distance far above 1 says that the
+# On SmolLM2 replacement stays near 1 in every layer, while noise at S2 moves *out*, from 1.6 times the ordinary distance in the
+# first layer to 2.5 in the last; on `mini` it starts far out and comes back part of the way. A distance far above 1 says that the
 # run being patched is unlike any clean prompt *of this task*. It does not say that a result is wrong.
 # [3.2](03_2_out_of_distribution.ipynb) shows what it does to the heads that read the names.
 #

@@ -174,8 +174,8 @@ pl.claim(
 
 # %% [markdown]
 # On SmolLM2, a model of another family, the Name Movers 23.0, 23.1 and 23.7 come to light as in GPT-2 small, and 24.4 works
-# against them by logit difference and KL divergence alone. Of the S-Inhibition heads none is detected; for 20.0 and 23.3 the
-# intervals reach a threshold, so that "none" is not certain.
+# against them by logit difference and KL divergence alone. Of the S-Inhibition heads none is detected; the interval of
+# 23.3 reaches a threshold, so that "none" is not certain.
 #
 # The reason for what probability misses is the floor of [4.2](04_2_negative_heads.ipynb): no patch can take more probability
 # than the corrupted run has. Other tokens change what can be found, and they also change how much room each metric leaves.
