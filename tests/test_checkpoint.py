@@ -22,8 +22,9 @@ import xarray as xr
 from transformer_lens.model_bridge import TransformerBridge
 
 import patchlib as pl
-from patchlib.patching import checkpoint, patching
+from patchlib.patching import checkpoint
 from patchlib.patching.checkpoint import Checkpoint, fingerprints, places
+from patchlib.patching.patch import ENGINES
 from patchlib.prompts.pairs import PromptPairs
 
 OPTIONS: dict[str, Any] = {"corruption": pl.GN("S1+IO", draws=2), "batch_size": 2}
@@ -51,7 +52,7 @@ def stop_after(rows: int) -> Callable[[int, int], None]:
     return progress
 
 
-@pytest.mark.parametrize("engine", patching.ENGINES)
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("component", ["head", "mlp"])
 def test_stopped_and_taken_up_again(tiny_gpt2, pairs, tmp_path, engine, component, monkeypatch):
     """What was finished is not run again, and the result is that of one unbroken sweep."""
@@ -80,7 +81,7 @@ def test_stopped_and_taken_up_again(tiny_gpt2, pairs, tmp_path, engine, componen
     for name in ("patched", "clean", "corrupted", "effect", "effect_sd"):
         xr.testing.assert_allclose(again[name], whole[name], rtol=0, atol=1e-5)
     # Now everything is on disk: no model is run any more.
-    monkeypatch.setitem(patching.ENGINES, engine, None)
+    monkeypatch.setitem(ENGINES, engine, None)
     options["progress"] = False
     xr.testing.assert_identical(
         pl.patch(tiny_gpt2, pairs, component, checkpoint=tmp_path / "sweep", **options), again
@@ -409,7 +410,7 @@ def test_two_processes_on_one_folder(tmp_path):
     rows: list[int] = []
     options |= {"checkpoint": sweep, "progress": lambda done, total: rows.append(done)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(patching, "ENGINES", dict.fromkeys(patching.ENGINES))
+        patch.setattr("patchlib.patching.patch.ENGINES", dict.fromkeys(ENGINES))
         again = pl.patch(model, pairs, "mlp", **options)
     for fx in (again, *(xr.load_dataset(tmp_path / f"{size}.nc") for size in (1, 3))):
         xr.testing.assert_allclose(fx, whole, rtol=0, atol=1e-5)

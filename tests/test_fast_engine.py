@@ -28,8 +28,9 @@ from transformers.activations import NewGELUActivation
 
 import patchlib as pl
 from patchlib.models.loading import MINI
-from patchlib.patching import architectures, fast_engine, patching
+from patchlib.patching import architectures, fast_engine
 from patchlib.patching.cells import COMPONENTS
+from patchlib.patching.patch import ENGINES
 from patchlib.prompts.corruption import Corruption
 from patchlib.prompts.pairs import PromptPairs
 
@@ -404,7 +405,7 @@ class _Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("engine", patching.ENGINES)
+@pytest.mark.parametrize("engine", ENGINES)
 def test_an_interrupted_sweep_leaves_nothing_behind(tiny: TransformerBridge, engine: str):
     """No hook stays on the model, and the next sweep gives the numbers it always gave."""
     pairs = pl.tasks.ioi(tiny, n=3)
@@ -422,7 +423,7 @@ def test_an_interrupted_sweep_leaves_nothing_behind(tiny: TransformerBridge, eng
     xr.testing.assert_identical(before, after)
 
 
-@pytest.mark.parametrize("engine", patching.ENGINES)
+@pytest.mark.parametrize("engine", ENGINES)
 def test_several_windows_at_once(tiny_gpt2: TransformerBridge, engine: str):
     """They are the windows one by one, under one dimension more."""
     pairs = pl.tasks.ioi(tiny_gpt2, n=3)

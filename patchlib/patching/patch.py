@@ -313,6 +313,9 @@ def _patch(
         if numbers.enter(piece):
             made = piece.attrs
     left = numbers.left
+    if left and callable(progress):
+        # Before anything runs: it may say how long it will take, or refuse.
+        progress(0, left)
     if left or not made:
         made.pop("engine", None)
         what["engine"] = _choose_engine(engine, model, pairs, corruption, frame)
@@ -339,9 +342,6 @@ def _patch(
         if callable(progress):
             progress(done, total)
 
-    if left:
-        # What is to be told before anything runs, as how long it will take, or not to begin.
-        advance(0)
     sweep = _Sweep(
         model,
         pairs,
