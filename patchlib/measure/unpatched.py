@@ -112,6 +112,7 @@ def keep_answered(
         >>> len(kept) + kept.settings["dropped"]
         10
     """
+    require_prompts(model, pairs)
     right = None if recompute else store.answered(model, pairs)
     if right is None:
         runs = baselines(model, pairs, metrics=["accuracy"], memory_budget=memory_budget)
