@@ -1,5 +1,6 @@
 """Stored sweeps: served where everything agrees, computed where anything differs."""
 
+import json
 import random
 
 import pytest
@@ -204,3 +205,21 @@ def test_shipped_sweeps_are_listed_and_small():
     files = [*(store.STORED / "smollm2").glob("*.nc")]
     assert {path.stem for path in files} <= {*sweeps.listed("smollm2")}
     assert sum(path.stat().st_size for path in files) < 40e6
+
+
+def test_a_sweep_grows_with_its_list_and_says_how_long_it_took(mini, monkeypatch, tmp_path):
+    monkeypatch.setattr(store, "STORED", tmp_path)
+    monkeypatch.setattr(sweeps, "BUILD", tmp_path / "build")
+    (tmp_path / "mini").mkdir()
+    settings = {"task": "ioi", "component": "mlp", "corruption": "STR", "site": "S2"}
+    rows, seconds = [], []
+    for n in (2, 2, 3):
+        listed = {"some": settings | {"n": n}}
+        (tmp_path / "mini.json").write_text(json.dumps(listed), encoding="utf-8")
+        with xr.open_dataset(sweeps.make(mini, "some")) as data:
+            rows.append(data.sizes["prompt"])
+            seconds.append(data.attrs["seconds"])
+    assert rows == [2, 2, 3] and seconds[0] == seconds[1] <= seconds[2]
+    fx = pl.patch(mini, pl.tasks.ioi(mini, n=3), "mlp", corruption=pl.STR("S2"), progress=False)
+    assert fx.attrs["stored"].endswith(f", in {seconds[2]} s")
+    assert sweeps.difference(mini, "some") < sweeps.TOLERANCE

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,18 +79,26 @@ def make(model: TransformerBridge, name: str) -> Path:
     """
     path = store.STORED / str(model.cfg.model_name) / f"{name}.nc"
     pairs, settings = request(model, name)
-    if path.exists() and _is_whole(path, len(pairs), settings["corruption"].draws):
-        return path
+    before: float | None = 0.0
+    if path.exists():
+        with xr.open_dataset(path) as data:
+            if (data.sizes["prompt"], data.sizes["draw"]) == (
+                len(pairs),
+                settings["corruption"].draws,
+            ):
+                return path
+            before = data.attrs.get("seconds")
     started, folder = time.perf_counter(), BUILD / "sweeps" / path.parent.name / name
     fx = patch(model, pairs, **settings, keep_prompts=True, keep_draws=True, checkpoint=folder)
+    taken = time.perf_counter() - started
+    if before is not None:
+        # What a stopped call had computed before it is not counted.
+        fx.attrs["seconds"] = round(before + taken)
     store.keep(path, model, pairs, fx)
-    print(f"{name}: {len(pairs)} prompts, {time.perf_counter() - started:.0f} s", flush=True)
+    # The passes are in the file now, and would refuse a list with more prompts.
+    shutil.rmtree(folder, ignore_errors=True)
+    print(f"{name}: {len(pairs)} prompts, {taken:.0f} s", flush=True)
     return path
-
-
-def _is_whole(path: Path, prompts: int, draws: int) -> bool:
-    with xr.open_dataset(path) as data:
-        return (data.sizes["prompt"], data.sizes["draw"]) == (prompts, draws)
 
 
 def difference(model: TransformerBridge, name: str, seed: int | None = None) -> float:

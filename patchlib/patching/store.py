@@ -101,7 +101,8 @@ def pieces(
 
     Yields:
         Datasets with ``patched``, ``unpatched`` and the coordinates ``prompt``, ``draw``, ``cell``.
-        The attribute ``stored`` says when a sweep was computed, and by which versions.
+        The attribute ``stored`` says when a sweep was computed, by which version and, where that
+        is known, in how long.
     """
     if is_own(corruption) or any(metric not in METRICS.values() for metric in metrics):
         return
@@ -173,6 +174,7 @@ def _overlap(
     runs = ("clean", "corrupted") if what["direction"] == "denoise" else ("corrupted", "clean")
     unpatched = [data[run].transpose(*_BASE).values[:, prompts, drawn] for run in runs]
     made = f"{data.attrs['computed']} with torch {data.attrs['torch']}"
+    made += f", in {data.attrs['seconds']} s" if "seconds" in data.attrs else ""
     yield xr.Dataset(
         {
             "patched": (("metric", "instance", "cell"), patched[(slice(None), slice(None), *at)]),
