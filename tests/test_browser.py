@@ -76,7 +76,7 @@ def test_the_widget_of_choices_shows_another_picture_for_another_choice(lab):
     before = _pictures(driver, "change", 1, all)
     change = _choice(driver, "change")
     first = change.first_selected_option.text
-    change.select_by_visible_text("metric: logit difference → probability")
+    change.select_by_visible_text("corruption: STR → GN")
     (after,) = _pictures(driver, "change", 1, lambda now: now != before)
     assert after.startswith("data:image/png;base64,")
     change.select_by_visible_text(first)
