@@ -14,7 +14,7 @@ from patchlib.measure.resamples import resampled
 def interval(
     fx: xr.Dataset, confidence: float = 0.95, n_resamples: int = 1000, seed: int = 0
 ) -> xr.Dataset:
-    """A bootstrap interval of the mean effect over prompts, TransformerLens' `bootstrap_ci`.
+    """A bootstrap interval of the mean effect over prompts, as by TransformerLens' `bootstrap_ci`.
 
     Args:
         fx: a result of `patch` with ``keep_prompts=True``.

@@ -79,21 +79,19 @@ def make(model: TransformerBridge, name: str) -> Path:
     """
     path = store.STORED / str(model.cfg.model_name) / f"{name}.nc"
     pairs, settings = request(model, name)
-    before: float | None = 0.0
+    whole = (len(pairs), settings["corruption"].draws)
+    started, folder = time.perf_counter(), BUILD / "sweeps" / path.parent.name / name
+    # How long a stopped call took is not known.
+    seconds = None if folder.exists() else 0
     if path.exists():
         with xr.open_dataset(path) as data:
-            if (data.sizes["prompt"], data.sizes["draw"]) == (
-                len(pairs),
-                settings["corruption"].draws,
-            ):
+            if (data.sizes["prompt"], data.sizes["draw"]) == whole:
                 return path
-            before = data.attrs.get("seconds")
-    started, folder = time.perf_counter(), BUILD / "sweeps" / path.parent.name / name
+            seconds = None if seconds is None else data.attrs.get("seconds")
     fx = patch(model, pairs, **settings, keep_prompts=True, keep_draws=True, checkpoint=folder)
     taken = time.perf_counter() - started
-    if before is not None:
-        # What a stopped call had computed before it is not counted.
-        fx.attrs["seconds"] = round(before + taken)
+    if seconds is not None:
+        fx.attrs["seconds"] = round(seconds + taken)
     store.keep(path, model, pairs, fx)
     # The passes are in the file now, and would refuse a list with more prompts.
     shutil.rmtree(folder, ignore_errors=True)

@@ -326,9 +326,9 @@ def _patch(
     if left and checkpoint is not None:
         finished = Checkpoint(checkpoint, settings | kept)
     settings |= made
-    total, done = left, 0
+    done = 0
     bar = tqdm(
-        total=total,
+        total=left,
         desc=f"patching {what.get('component', 'together')}",
         unit="row",
         disable=callable(progress) or not (progress and left),
@@ -340,7 +340,7 @@ def _patch(
         done += rows
         bar.update(rows)
         if callable(progress):
-            progress(done, total)
+            progress(done, left)
 
     sweep = _Sweep(
         model,

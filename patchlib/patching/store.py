@@ -108,7 +108,8 @@ def pieces(
         return
     drawn = {name: value for name, value in corruption.describe().items() if name != "draws"}
     asked = {name: what[name] for name in ("component", "direction", "source")} | drawn
-    for data in _stored(model, asked):
+    for path in _stored(model, asked):
+        data = _load(path, path.stat().st_mtime_ns)
         if {metric.name for metric in metrics} <= set(data.metric.values):
             yield from _overlap(data, pairs, frame, corruption, metrics, what)
 
@@ -123,18 +124,21 @@ def answered(model: TransformerBridge, pairs: PromptPairs) -> Bool[np.ndarray, "
     Returns:
         True for each prompt of the sweep; None where no sweep is stored of such prompts.
     """
-    for data in _stored(model, {"task": pairs.task}):
-        settings = json.loads(data.attrs["task_settings"])
+    for path in _stored(model, {"task": pairs.task}):
+        attributes = _attributes(path, path.stat().st_mtime_ns)
+        settings = json.loads(attributes["task_settings"])
         dropped = settings.pop("dropped", None)
-        kept = np.isin(_prompts(pairs, data.attrs["site"]), data.of_prompt)
-        as_drawn = dropped is not None and settings == pairs.settings
-        if as_drawn and kept.sum() + dropped == len(pairs):
+        if dropped is None or settings != pairs.settings:
+            continue
+        data = _load(path, path.stat().st_mtime_ns)
+        kept = np.isin(_prompts(pairs, attributes["site"]), data.of_prompt)
+        if kept.sum() + dropped == len(pairs):
             return kept
     return None
 
 
-def _stored(model: TransformerBridge, asked: Mapping[str, Any]) -> Iterator[xr.Dataset]:
-    """The stored sweeps of a model as it is now, with some settings."""
+def _stored(model: TransformerBridge, asked: Mapping[str, Any]) -> Iterator[Path]:
+    """The files of a model as it is now, with some settings; none is loaded for that."""
     facts = describe(model)
     files = sorted((STORED / Path(facts["model"]).name).glob("*.nc"))
     if not files or hooked(model):
@@ -148,7 +152,7 @@ def _stored(model: TransformerBridge, asked: Mapping[str, Any]) -> Iterator[xr.D
         theirs, ours = json.loads(attributes["fingerprints"]), _fingerprints(model)
         if any(ours[name] != value for name, value in theirs.items() if name in ours):
             continue
-        yield _load(path, path.stat().st_mtime_ns)
+        yield path
 
 
 def _overlap(
