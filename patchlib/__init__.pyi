@@ -32,6 +32,7 @@ from .measure.sweeps import strongest as strongest
 from .measure.sweeps import sweep as sweep
 from .measure.unpatched import baselines as baselines
 from .measure.unpatched import keep_answered as keep_answered
+from .methods.ablation import ablate as ablate
 from .models.loading import load_model as load_model
 from .paper import advice as advice
 from .paper import experiments as experiments
@@ -42,6 +43,7 @@ from .patching.metrics import Metric as Metric
 from .patching.patch import patch as patch
 from .patching.patch import patch_together as patch_together
 from .patching.sources import Mean as Mean
+from .patching.sources import Resample as Resample
 from .patching.sources import Zero as Zero
 from .prompts.corruption import GN as GN
 from .prompts.corruption import STR as STR

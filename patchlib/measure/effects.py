@@ -84,10 +84,11 @@ def stolfo(fx: xr.Dataset) -> xr.DataArray:
             "Stolfo's metric needs pl.patch(..., metrics=['prob', 'wrong_prob'], "
             "keep_prompts=True) with direction='denoise'"
         )
-    if fx.attrs.get("draws", 1) > 1 and "draw" not in fx.dims:
+    draws = max(fx.attrs.get(name, 1) for name in ("draws", "source_draws"))
+    if draws > 1 and "draw" not in fx.dims:
         raise PatchlibError(
-            f"these are means over {fx.attrs['draws']} draws of noise, and Stolfo's metric is one "
-            "of each draw: call pl.patch(..., keep_draws=True)"
+            f"these are means over {draws} draws of noise or of prompts, and Stolfo's metric is "
+            "one of each draw: call pl.patch(..., keep_draws=True)"
         )
     right, wrong = fx.sel(metric="prob", drop=True), fx.sel(metric="wrong_prob", drop=True)
     gained = (right.patched - right.corrupted) / right.corrupted

@@ -106,10 +106,11 @@ def patch(
         direction: ``"denoise"`` puts clean activations into the corrupted run (the paper's
             choice), ``"noise"`` corrupted ones into the clean run.
         source: what activations are replaced by, where not by those of the other run: ``Zero()``,
-            ``Mean()``, ``Mean(pairs)``, or other prompts, whose clean run is taken row by row.
-            Effects are still measured on the way between the corrupted and the clean run.
+            ``Mean()``, ``Mean(pairs)``, ``Resample(pairs)``, or other prompts, whose clean run is
+            taken row by row. Effects are still measured on the way between the corrupted and the
+            clean run.
         keep_prompts: keep one value per prompt instead of their mean.
-        keep_draws: keep one value per draw of the noise instead of their mean.
+        keep_draws: keep one value per draw, of the noise or of `Resample`, instead of their mean.
         engine: ``"hooks"`` runs the whole model with hooks for every cell, and is the reference.
             ``"fast"`` gives the same numbers without repeating what a patch cannot change, and
             raises where it cannot. ``"auto"`` is fast where possible; where it falls back to
@@ -168,24 +169,16 @@ def patch(
         >>> int(some.effect.sel(metric="kl").notnull().sum())
         2
     """
-    width, ahead, positions = map(_one_or_list, (window, before, positions))
-    chosen = None if heads is None else Heads(sorted({*Heads(heads)}))
+    positions = _one_or_list(positions)
     _require_sense(model, pairs, corruption)
-    frame = frames.of_component(model, pairs, component, layers, chosen, width, ahead, positions)
-    some = {"layers": ", ".join(map(str, frame.coordinates["layer"]))} if layers is not None else {}
-    some |= {"heads": str(chosen)} if chosen is not None else {}
+    frame, what = _components(model, pairs, component, layers, heads, window, before, positions)
     return _patch(
         model,
         pairs,
         frame,
         corruption,
         metrics,
-        {
-            "component": component,
-            **some,
-            "window": ", ".join(map(str, width)) if isinstance(width, list) else width,
-            "window_before": frame.before,
-        },
+        what,
         positions,
         direction,
         source,
@@ -275,11 +268,32 @@ def patch_together(
     )
 
 
+def _components(
+    model: TransformerBridge,
+    pairs: PromptPairs,
+    component: str,
+    layers: int | Iterable[int] | None,
+    heads: Iterable[object] | None,
+    window: int | Sequence[int],
+    before: int | Sequence[int | None] | None,
+    positions: str | int | Sequence[str | int],
+) -> tuple[Frame, dict[str, Any]]:
+    """The frame of one component after another, and what results keep of it."""
+    width, ahead = map(_one_or_list, (window, before))
+    chosen = None if heads is None else Heads(sorted({*Heads(heads)}))
+    frame = frames.of_component(model, pairs, component, layers, chosen, width, ahead, positions)
+    some = {"layers": ", ".join(map(str, frame.coordinates["layer"]))} if layers is not None else {}
+    some |= {"heads": str(chosen)} if chosen is not None else {}
+    widths = ", ".join(map(str, width)) if isinstance(width, list) else width
+    what = {"component": component, **some, "window": widths, "window_before": frame.before}
+    return frame, what
+
+
 def _patch(
     model: TransformerBridge,
     pairs: PromptPairs,
     frame: Frame,
-    corruption: Corruption,
+    corruption: Corruption | None,
     metrics: Metrics,
     what: dict[str, Any],
     positions: str | int | Sequence[str | int],
@@ -293,22 +307,30 @@ def _patch(
     progress: bool | Callable[[int, int], object],
     stored: bool = False,
 ) -> xr.Dataset:
-    """What `patch` and `patch_together` have in common."""
+    """What `patch` and `patch_together` have in common.
+
+    Without corruption the clean run is both runs, and what a source changes in it is measured: see
+    `patchlib.ablate`.
+    """
     chosen_metrics = metric_definitions.choose(metrics)
     if direction not in ("denoise", "noise"):
         raise PatchlibError(f"direction={direction!r}: allowed are 'denoise' and 'noise'")
+    described = sources.describe(source, direction)
     sources.require_fit(source, pairs, positions)
     one_place = not isinstance(positions, list)
     kept: dict[str, Any] = {"metrics": ", ".join(metric.name for metric in chosen_metrics)}
     what |= {
         "positions": positions if one_place else ", ".join(map(str, positions)),  # type: ignore
         "direction": direction,
-        **sources.describe(source, direction),
+        **described,
     }
-    numbers = _Numbers.of(chosen_metrics, pairs, corruption, frame)
+    draws = sources.draws_of(source, corruption)
+    numbers = _Numbers.of(chosen_metrics, pairs, draws, frame)
     made: dict[str, str] = {}
     for piece in (
-        store.pieces(model, pairs, frame, corruption, chosen_metrics, what) if stored else ()
+        store.pieces(model, pairs, frame, corruption, chosen_metrics, what)
+        if stored and corruption is not None
+        else ()
     ):
         if numbers.enter(piece):
             made = piece.attrs
@@ -373,7 +395,7 @@ def _choose_engine(
     engine: str,
     model: TransformerBridge,
     pairs: PromptPairs,
-    corruption: Corruption,
+    corruption: Corruption | None,
     frame: Frame,
 ) -> str:
     """The engine that will run, after a look at the model and a comparison on its own prompts."""
@@ -422,11 +444,11 @@ class _Numbers:
 
     @classmethod
     def of(
-        cls, metrics: Sequence[Metric], pairs: PromptPairs, corruption: Corruption, frame: Frame
+        cls, metrics: Sequence[Metric], pairs: PromptPairs, draws: int, frame: Frame
     ) -> _Numbers:
         """Nothing yet; what was not asked for counts as done."""
-        # An instance is one prompt under one draw of the noise.
-        shape = (len(metrics), len(pairs), corruption.draws)
+        # An instance is one prompt under one draw of the noise or of what is put in.
+        shape = (len(metrics), len(pairs), draws)
         patched = np.full((*shape, len(frame.asked)), np.nan)
         done = np.broadcast_to(~frame.asked, patched.shape[1:]).copy()
         return cls(patched, np.full((2, *shape), np.nan), done)
@@ -454,7 +476,7 @@ class _Sweep:
 
     model: TransformerBridge
     pairs: PromptPairs
-    corruption: Corruption
+    corruption: Corruption | None
     frame: Frame
     metrics: Sequence[Metric]
     direction: str
@@ -476,24 +498,23 @@ class _Sweep:
             numbers.patched.swapaxes(1, 2),
             numbers.unpatched.swapaxes(2, 3),
             self.frame,
-            self.direction,
+            self.direction if self.corruption is not None else None,
         )
 
     def _pieces(self, done: Bool[np.ndarray, "prompt draw cell"]) -> Iterator[xr.Dataset]:
         """Every pass over what is not done yet."""
-        draws = range(self.corruption.draws)
         for index, group in self.pairs.by_length():
             # What is left of a stopped sweep need not be the same for every instance.
-            left: dict[bytes, list[tuple[int, int]]] = {}
-            for row in range(len(group)):
-                for draw in draws:
-                    todo = ~done[index[row], draw]
+            left: dict[tuple[bytes, object], list[tuple[int, int]]] = {}
+            for row, prompt in enumerate(group.prompts):
+                kind = sources.kind(self.source, prompt)
+                for draw, todo in enumerate(~done[index[row]]):
                     if todo.any():
-                        left.setdefault(todo.tobytes(), []).append((row, draw))
+                        left.setdefault((todo.tobytes(), kind), []).append((row, draw))
             # The noise of all instances that are prepared takes a small part of the budget.
             noise = 4 * len(group.prompts[0].clean) * self.model.cfg.d_model
             at_once = max(1, min(_INSTANCES, self.limits.memory // (16 * noise)))
-            for todo, instances in left.items():
+            for (todo, _), instances in left.items():
                 numbers = np.frombuffer(todo, dtype=bool).nonzero()[0].tolist()
                 for start in range(0, len(instances), at_once):
                     yield from self._run(group, index, instances[start : start + at_once], numbers)
@@ -515,9 +536,9 @@ class _Sweep:
         chosen = [cells[number] for number in numbers]
         taken: Taken | None = None
         if self.source is not None:
-            rows = [index[row] for row, _ in instances]
+            rows, draws = [index[row] for row, _ in instances], [draw for _, draw in instances]
             keep, budget = hook_engine.names_of(chosen), self.limits.memory
-            taken = sources.taken(self.model, self.pairs, rows, self.source, keep, budget)
+            taken = sources.taken(self.model, self.pairs, rows, draws, self.source, keep, budget)
         sweep = ENGINES[self.engine]
         for piece in sweep(
             self.model, prompts, source, destination, chosen, self.metrics, self.limits, taken
@@ -536,16 +557,22 @@ class _Sweep:
 
     def _two_runs(self, prompts: PromptPairs, draws: Sequence[int]) -> tuple[Run, Run]:
         """The clean and the corrupted run of prompts, each under its own draw of the noise."""
-        by_draw = {draw: [i for i, d in enumerate(draws) if d == draw] for draw in set(draws)}
+        clean, corrupted = two_runs(self.model, prompts, None, 0)
+        if self.corruption is None:
+            return clean, corrupted
+        by_draw: dict[int, list[int]] = {}
+        for row, draw in enumerate(draws):
+            # With several draws of what is put in alone, the noise has one.
+            by_draw.setdefault(draw % self.corruption.draws, []).append(row)
         noise = None
         for draw, rows in by_draw.items():
-            _, corrupted = two_runs(self.model, prompts[rows], self.corruption, draw)
-            if corrupted.noise is not None:
+            _, drawn = two_runs(self.model, prompts[rows], self.corruption, draw)
+            if drawn.noise is not None:
                 if noise is None:
                     # Zero where another draw, or another prompt, has no noise.
-                    noise = torch.zeros(len(prompts), *corrupted.noise.shape[1:])
-                noise[rows] = corrupted.noise
-        return Run(prompts.clean_tokens), Run(self.corruption.tokens(prompts), noise)
+                    noise = torch.zeros(len(prompts), *drawn.noise.shape[1:])
+                noise[rows] = drawn.noise
+        return clean, Run(self.corruption.tokens(prompts), noise)
 
 
 def _name(model: TransformerBridge, part: Part) -> str:

@@ -17,7 +17,7 @@ def label(
     patched: Float[np.ndarray, "metric draw prompt cell"],
     unpatched: Float[np.ndarray, "run metric draw prompt"],
     frame: Frame,
-    direction: str,
+    direction: str | None,
 ) -> xr.Dataset:
     """Labels the numbers of every prompt and draw, and works out the effects.
 
@@ -26,7 +26,8 @@ def label(
         patched: the patched runs, NaN where a prompt has no token at the cell's position.
         unpatched: the run on the source's side, and the one that was patched.
         frame: the cells.
-        direction: as in `patchlib.patch`.
+        direction: as in `patchlib.patch`; None for `patchlib.ablate`, where both unpatched runs
+            are the clean one, and nothing is known of a corrupted one.
     """
     baseline, coordinates = ("metric", "draw", "prompt"), frame.coordinates
     shape = (*patched.shape[:3], *map(len, coordinates.values()))
@@ -40,19 +41,28 @@ def label(
     if frame.tokens is not None:
         data = data.assign_coords(token=("position", frame.tokens))
     there, here = (data[name] for name in names)
+    if direction is None:
+        # The way leads to no logit difference at all.
+        there, data["corrupted"] = 0 * here, np.nan * here
 
     def of_metrics(values: Sequence[float]) -> xr.DataArray:
         return xr.DataArray(list(values), dims="metric")
 
     # Which way a metric moves where the run comes closer to the source: a distance from the
-    # source shrinks in both directions, an answer's probability falls when it is noised away.
+    # source shrinks in both directions, an answer's probability falls when it is noised away. In
+    # an ablation the source's side is the clean run, too, and the distance from it grows.
     way = there - here
     towards = of_metrics(
-        [m.sign if direction == "denoise" or m.from_source else -m.sign for m in metrics]
+        [
+            m.sign if direction == "denoise" or (direction and m.from_source) else -m.sign
+            for m in metrics
+        ]
     )
     # The mean over prompts keeps single prompts with a tiny difference from blowing up; it is
     # taken over those prompts that have the position.
     distance = way.where(frame.present).mean("prompt")
+    if direction is None:
+        distance = -abs(distance)
     distance = distance.where(distance != 0)
     normalized = of_metrics([m.normalized for m in metrics])
     data["effect"] = (data.patched - here) * xr.where(normalized, 1 / distance, towards)

@@ -196,15 +196,18 @@ def require_corruption(
 
 
 def two_runs(
-    model: TransformerBridge, pairs: PromptPairs, corruption: Corruption, draw: int
+    model: TransformerBridge, pairs: PromptPairs, corruption: Corruption | None, draw: int
 ) -> tuple[Run, Run]:
-    """The clean and the corrupted run of prompts of one length.
+    """The clean and the corrupted run of prompts of one length; twice the clean one without
+    corruption.
 
     Raises:
         PatchlibError: for a corruption whose tokens or noise have another shape than the prompts,
             and for noise that is NaN.
     """
     clean = pairs.clean_tokens
+    if corruption is None:
+        return Run(clean), Run(clean)
     tokens, noise = corruption.tokens(pairs), corruption.noise(model, pairs, draw)
     wanted = (*clean.shape, model.cfg.d_model)
     for name, given, shape in (("tokens", tokens, clean.shape), ("noise", noise, wanted)):

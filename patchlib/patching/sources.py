@@ -8,10 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.utilities.statistics import derive_generator
 
-from patchlib.errors import PatchlibError
-from patchlib.patching.runs import Run, batches, run_with_edits
+from patchlib.errors import PatchlibError, whole
+from patchlib.patching.runs import Run, batches, require_prompts, run_with_edits
+from patchlib.prompts.corruption import Corruption
 from patchlib.prompts.pairs import PromptPairs
+from patchlib.prompts.tokenizing import TokenizedPrompt
 
 
 @dataclass(frozen=True)
@@ -31,25 +34,117 @@ class Mean:
 
     Args:
         reference: the prompts; those that are patched where None.
+        by: ``"position"``, over all of them; ``"roles"``, only over those whose named positions
+            stand where the patched prompt's do. Wang et al. (2023) take means within a template,
+            since at one position of several templates there are words of several roles.
+
+    Raises:
+        PatchlibError: for another ``by``.
     """
 
     reference: PromptPairs | None = None
+    by: str = "position"
+
+    def __post_init__(self) -> None:
+        _require_by(self.by)
 
     def describe(self) -> dict[str, str]:
         """The source, as results keep it."""
-        if self.reference is None:
-            return {"source": "mean over the prompts"}
-        return {"source": f"mean over {_described(self.reference)}"}
+        of = "the prompts" if self.reference is None else _described(self.reference)
+        return {"source": f"mean over {of}" + (", by roles" if self.by == "roles" else "")}
 
 
-Source = Zero | Mean | PromptPairs
+@dataclass(frozen=True)
+class Resample:
+    """The clean run of another prompt, drawn anew for each prompt and draw.
+
+    A prompt's draws are different prompts of its own length with other tokens, and depend on its
+    tokens, the seed and the pool alone.
+
+    Args:
+        pool: what is drawn from; the prompts that are patched where None.
+        draws: how many prompts are drawn for each; McGrath et al. (2023) take 15.
+        seed: seeds the drawing.
+        by: ``"position"``, from all of them; ``"roles"``, as in `Mean`.
+
+    Raises:
+        PatchlibError: for draws and seeds that are no whole numbers, and for another ``by``.
+
+    Example:
+        >>> import patchlib as pl
+        >>> pairs = pl.tasks.ioi(pl.load_model("mini"), n=4)
+        >>> sorted(pl.Resample(draws=3).drawn(pairs, 1, draw) for draw in range(3))
+        [0, 2, 3]
+    """
+
+    pool: PromptPairs | None = None
+    draws: int = 1
+    seed: int = 0
+    by: str = "position"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "draws", whole("draws", self.draws, 1))
+        object.__setattr__(self, "seed", whole("seed", self.seed, 0))
+        _require_by(self.by)
+
+    def drawn(self, pairs: PromptPairs, number: int, draw: int) -> int:
+        """The number in the pool of the prompt that is drawn for a prompt.
+
+        Args:
+            pairs: all prompts that are patched.
+            number: which of them.
+            draw: the number of the draw, from 0 to ``draws`` - 1.
+
+        Raises:
+            PatchlibError: where the pool has too few for all draws.
+        """
+        prompt, pool = pairs.prompts[number], self.pool if self.pool is not None else pairs
+        alike = _alike(pool, prompt, self.by)
+        others = [i for i in alike if pool.prompts[i].clean != prompt.clean]
+        if len(others) < self.draws:
+            raise PatchlibError(
+                f"pl.Resample(draws={self.draws}): for {prompt.text!r} the pool has {len(others)} "
+                f"other prompts {_form(prompt, self.by)}: give a larger pool or fewer draws"
+            )
+        generator = derive_generator(self.seed, "Resample", list(prompt.clean))
+        return others[int(torch.randperm(len(others), generator=generator)[draw])]
+
+    def describe(self) -> dict[str, str | int]:
+        """The source, as results keep it."""
+        of = "the prompts" if self.pool is None else _described(self.pool)
+        of += ", by roles" if self.by == "roles" else ""
+        what = f"clean runs drawn from {of} (draws={self.draws}, seed={self.seed})"
+        return {"source": what, "source_draws": self.draws}
+
+
+def _require_by(by: str) -> None:
+    if by not in ("position", "roles"):
+        raise PatchlibError(f"by={by!r}: allowed are 'position' and 'roles'")
+
+
+def _alike(reference: PromptPairs, prompt: TokenizedPrompt, by: str) -> list[int]:
+    """The numbers of the prompts that stand beside a prompt, token by token or role by role."""
+    return [
+        number
+        for number, other in enumerate(reference.prompts)
+        if len(other.clean) == len(prompt.clean)
+        and (by == "position" or other.positions == prompt.positions)
+    ]
+
+
+def _form(prompt: TokenizedPrompt, by: str) -> str:
+    where = " with its named positions at its places" if by == "roles" else ""
+    return f"of {len(prompt.clean)} tokens{where}"
+
+
+Source = Zero | Mean | Resample | PromptPairs
 """Prompts stand for their own clean run, the first for the first prompt that is patched."""
 
 Taken = Run | Mapping[str, Tensor]
 """A run on as many prompts, or activations by their full name for all prompts alike."""
 
 
-def describe(source: Source | None, direction: str) -> dict[str, str]:
+def describe(source: Source | None, direction: str) -> Mapping[str, str | int]:
     """Where activations come from, as results keep it.
 
     Raises:
@@ -59,14 +154,29 @@ def describe(source: Source | None, direction: str) -> dict[str, str]:
         return {"source": "clean run" if direction == "denoise" else "corrupted run"}
     if isinstance(source, PromptPairs):
         return {"source": f"clean run of {_described(source)}"}
-    if isinstance(source, Zero) or (
-        isinstance(source, Mean) and isinstance(source.reference, PromptPairs | None)
-    ):
+    prompts = getattr(source, "reference", getattr(source, "pool", None))
+    if isinstance(source, Zero | Mean | Resample) and isinstance(prompts, PromptPairs | None):
         return source.describe()
     raise PatchlibError(
-        f"source={source!r}: give pl.Zero(), pl.Mean(), pl.Mean(pairs) or prompts (PromptPairs), "
-        "or leave it out for the other run"
+        f"source={source!r}: give pl.Zero(), pl.Mean(), pl.Mean(pairs), pl.Resample(pairs) or "
+        "prompts (PromptPairs), or leave it out for the other run"
     )
+
+
+def draws_of(source: Source | None, corruption: Corruption | None) -> int:
+    """How many draws a sweep has: of the noise, of the prompts that are put in, or of both.
+
+    Raises:
+        PatchlibError: where there are several of both, and not as many.
+    """
+    noise = 1 if corruption is None else corruption.draws
+    prompts = source.draws if isinstance(source, Resample) else 1
+    if 1 not in (noise, prompts) and noise != prompts:
+        raise PatchlibError(
+            f"pl.Resample(draws={prompts}) with {noise} draws of the noise: give as many, or one "
+            "of either"
+        )
+    return max(noise, prompts)
 
 
 def require_fit(source: Source | None, pairs: PromptPairs, positions: object) -> None:
@@ -79,8 +189,11 @@ def require_fit(source: Source | None, pairs: PromptPairs, positions: object) ->
 
     Raises:
         PatchlibError: for another number of prompts, other lengths, and where a named position has
-            other tokens in them.
+            other tokens in them; for a pool that is too small.
     """
+    if isinstance(source, Resample):
+        for number in range(len(pairs)):
+            source.drawn(pairs, number, 0)
     if not isinstance(source, PromptPairs):
         return
     if len(source) != len(pairs):
@@ -107,20 +220,28 @@ def _described(pairs: PromptPairs) -> str:
     return f"{len(pairs)} prompts of {pairs.task}, {pairs.fingerprint}"
 
 
+def kind(source: Source | None, prompt: TokenizedPrompt) -> object:
+    """What prompts of one length have in common where `taken` gives all of them the same."""
+    by_roles = isinstance(source, Mean) and source.by == "roles"
+    return tuple(sorted(prompt.positions.items())) if by_roles else None
+
+
 def taken(
     model: TransformerBridge,
     pairs: PromptPairs,
     numbers: Sequence[int],
+    draws: Sequence[int],
     source: Source,
     names: Sequence[str],
     memory_budget: float,
 ) -> Taken:
-    """What some prompts of one length take their activations from.
+    """What some prompts of one length and `kind` take their activations from.
 
     Args:
         model: the model.
         pairs: all prompts of the sweep.
-        numbers: which of them are patched now; all of one length.
+        numbers: which of them are patched now.
+        draws: the draw of each.
         source: where activations come from.
         names: full names of the activations.
         memory_budget: how many bytes the runs may take.
@@ -130,18 +251,27 @@ def taken(
     """
     if isinstance(source, PromptPairs):
         return Run(source[numbers].clean_tokens)
-    length = len(pairs.prompts[numbers[0]].clean)
+    if isinstance(source, Resample):
+        # With several draws of the noise alone, each takes the one prompt that is drawn.
+        both = zip(numbers, draws, strict=True)
+        drawn = [source.drawn(pairs, number, draw % source.draws) for number, draw in both]
+        pool = pairs if source.pool is None else source.pool
+        require_prompts(model, pool)
+        return Run(pool[drawn].clean_tokens)
+    prompt = pairs.prompts[numbers[0]]
     reference = pairs if isinstance(source, Zero) or source.reference is None else source.reference
-    alike = [i for i, prompt in enumerate(reference.prompts) if len(prompt.clean) == length]
+    by = "position" if isinstance(source, Zero) else source.by
+    alike = _alike(reference, prompt, by)
     if not alike:
         raise PatchlibError(
-            f"the reference of source= has no prompt of {length} tokens, and a mean is taken at "
+            f"the reference of source= has no prompt {_form(prompt, by)}, and a mean is taken at "
             "each position: give a reference with prompts of every length"
+            + (" and form" if by == "roles" else "")
         )
     if isinstance(source, Zero):
         alike = alike[:1]
     sums: dict[str, Tensor] = {}
-    cfg = model.cfg
+    cfg, length = model.cfg, len(prompt.clean)
     widest = max(cfg.d_model, int(cfg.d_mlp or 0), cfg.n_heads * max(cfg.d_head, length))
     kept = len(names) * widest
     for _, some in batches(model, reference[alike], memory_budget, kept):

@@ -179,6 +179,8 @@ def title(*results: xr.Dataset) -> str:
         how += ", noising" if same.get("direction") == "noise" else ""
         source = same.get("source", "clean run")
         how += f", from {source}" if source not in ("clean run", "corrupted run") else ""
+    elif same.get("method") == "ablation":
+        how = f"ablated: {same['source']}" if "source" in same else "ablated"
     # Beside noise, replaced tokens do not count as one draw of it.
     noisy = [fx for fx in results if fx.attrs.get("corruption") != "STR"]
     where = ", ".join(

@@ -1,0 +1,1 @@
+"""Methods beside activation patching, with its results: ablation."""
