@@ -1,1 +1,1 @@
-"""Methods beside activation patching, with its results: ablation."""
+"""Methods beside activation patching, with its results: ablation, interactions, paths."""

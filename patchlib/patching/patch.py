@@ -33,7 +33,7 @@ from patchlib.patching import (
     store,
 )
 from patchlib.patching import metrics as metric_definitions
-from patchlib.patching.cells import Limits, Part, parts_of, unit_of
+from patchlib.patching.cells import Limits, Part, Piece, parts_of, unit_of
 from patchlib.patching.checkpoint import Checkpoint, fingerprints, places
 from patchlib.patching.frames import Frame
 from patchlib.patching.metrics import Metric
@@ -55,6 +55,9 @@ ENGINES = {"hooks": hook_engine.sweep, "fast": fast_engine.sweep}
 _INSTANCES = 256
 
 Metrics = str | Metric | Callable | Sequence[str | Metric | Callable]
+
+Engine = Callable[..., Iterator[Piece]]
+"""A function as `hook_engine.sweep`."""
 
 
 def patch(
@@ -301,7 +304,7 @@ def _patch(
     source: Source | None,
     keep_prompts: bool,
     keep_draws: bool,
-    engine: str,
+    engine: str | Engine,
     limits: Limits,
     checkpoint: str | os.PathLike[str] | None,
     progress: bool | Callable[[int, int], object],
@@ -340,7 +343,8 @@ def _patch(
         progress(0, left)
     if left or not made:
         made.pop("engine", None)
-        what["engine"] = _choose_engine(engine, model, pairs, corruption, frame)
+        if isinstance(engine, str):
+            what["engine"] = engine = _choose_engine(engine, model, pairs, corruption, frame)
         if checkpoint is not None:
             kept |= fingerprints(model)
     settings = of_result(model, pairs, corruption, chosen_metrics, what, kept)
@@ -372,7 +376,7 @@ def _patch(
         chosen_metrics,
         direction,
         source,
-        what.get("engine", ""),
+        engine,
         limits,
         finished,
     )
@@ -481,7 +485,7 @@ class _Sweep:
     metrics: Sequence[Metric]
     direction: str
     source: Source | None
-    engine: str
+    engine: str | Engine
     limits: Limits
     checkpoint: Checkpoint | None = None
 
@@ -539,7 +543,7 @@ class _Sweep:
             rows, draws = [index[row] for row, _ in instances], [draw for _, draw in instances]
             keep, budget = hook_engine.names_of(chosen), self.limits.memory
             taken = sources.taken(self.model, self.pairs, rows, draws, self.source, keep, budget)
-        sweep = ENGINES[self.engine]
+        sweep = ENGINES[self.engine] if isinstance(self.engine, str) else self.engine
         for piece in sweep(
             self.model, prompts, source, destination, chosen, self.metrics, self.limits, taken
         ):

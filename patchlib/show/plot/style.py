@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import cycle
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Literal
 
 import matplotlib
@@ -172,6 +173,9 @@ def title(*results: xr.Dataset) -> str:
         window = same.get("window", 1)
         what += f" in windows of {window}" if window != 1 and str(window).isdigit() else ""
         what += f" at {same['position']}" if "position" in same else ""
+        if "receivers" in same:
+            what += f" into {shorten(same['receivers'], 60, placeholder=' …')}"
+            what += f" (MLPs: {same['mlps']})" if "mlps" in same else ""
     if "corruption" in same or "site" in same:
         how = str(same.get("corruption", "corrupted:"))
         if "site" in same:

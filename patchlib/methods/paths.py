@@ -1,0 +1,396 @@
+"""Path patching: what a sender tells a receiver directly, past all other heads.
+
+Goldowsky-Dill et al. (2023) and Wang et al. (2023). Four runs, as in Wang et al.'s appendix: two
+unpatched ones; one in which the sender is taken from the other run while all other heads stay as
+they are, so that each receiver's input shows what reaches it from the sender; and one in which the
+receivers read that. The third is no run here: with heads fixed, only MLPs compute anything.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.utilities import get_act_name
+
+from patchlib.errors import PatchlibError
+from patchlib.patching import frames
+from patchlib.patching.architectures import Block, Network, obstacle
+from patchlib.patching.cells import Cell, Limits, Part, Piece, parts_of
+from patchlib.patching.fast_engine import disagreement
+from patchlib.patching.hook_engine import name_of, names_of
+from patchlib.patching.metrics import Metric, measure
+from patchlib.patching.patch import Metrics, _patch, _require_sense
+from patchlib.patching.runs import Run, batches, row_bytes, run_with_edits, two_runs
+from patchlib.patching.sources import Taken
+from patchlib.prompts.corruption import Corruption
+from patchlib.prompts.pairs import PromptPairs
+
+Changes = dict[str, Float[Tensor, "row position d_model"]]
+"""By the name of the residual stream in which a receiver reads them."""
+
+
+def path_patch(
+    model: TransformerBridge,
+    pairs: PromptPairs,
+    senders: str | Iterable[object],
+    receivers: str | Iterable[str],
+    *,
+    corruption: Corruption,
+    mlps: str = "recompute",
+    direction: str = "denoise",
+    metrics: Metrics = ("logit_diff", "prob", "kl"),
+    keep_prompts: bool = False,
+    memory_budget: float | None = None,
+    progress: bool | Callable[[int, int], object] = True,
+) -> xr.Dataset:
+    """Patches the direct paths from senders to receivers, at all positions.
+
+    A receiver reads what the residual stream holds in the patched run plus what the sender changes
+    in it, and its norm is computed anew. After the receivers, everything follows on.
+
+    Args:
+        model: the model, in evaluation mode.
+        pairs: prompts of any lengths.
+        senders: ``"head"`` or ``"mlp"`` for each one at a time; or a list whose members send
+            together: heads as ``"4.6"``, MLPs as ``"mlp3"``, and ``"resid0"``, the embedding.
+        receivers: what a head's query, key or value reads, as ``"q9.9"``, what an MLP reads, as
+            ``"mlp_in5"``, and ``"logits"``, what the final norm reads; or a list, together. Under
+            grouped-query attention a key and a value are those of the head's group.
+        corruption: as in `patch`.
+        mlps: ``"recompute"``, as in Wang et al.'s code, lets the MLPs between sender and receiver
+            answer to the sender: their paths count as direct. ``"freeze"`` keeps them as they were,
+            which leaves the one edge from sender to receiver.
+        direction: as in `patch`; Wang et al. noise.
+        metrics: as in `patch`.
+        keep_prompts: as in `patch`.
+        memory_budget: as in `patch`.
+        progress: as in `patch`.
+
+    Returns:
+        A dataset as `patch` gives it, over ``metric, layer, head`` of the senders (of MLPs without
+        ``head``, of a list over ``metric`` alone) and, as asked for, ``prompt``. A sender that
+        reaches no receiver has an effect of exactly 0. Where one receiver feeds another, the later
+        one answers to the earlier one, too; Wang et al.'s code keeps receivers apart.
+
+    Raises:
+        PatchlibError: for senders and receivers that there are not, for an architecture that the
+            fast engine does not know, and as `patch` does.
+
+    Example:
+        >>> import patchlib as pl
+        >>> model = pl.load_model("mini")
+        >>> pairs = pl.tasks.ioi(model, n=8)
+        >>> fx = pl.path_patch(model, pairs, "head", "q4.1", corruption=pl.STR("S2"),
+        ...                    metrics="logit_diff", progress=False)
+        >>> dict(fx.effect.sizes), bool((fx.effect.sel(layer=slice(4, None)) == 0).all())
+        ({'metric': 1, 'layer': 8, 'head': 8}, True)
+    """
+    if mlps not in ("recompute", "freeze"):
+        raise PatchlibError(f"mlps={mlps!r}: allowed are 'recompute' and 'freeze'")
+    _require_sense(model, pairs, corruption)
+    readers, names = _receivers(model, receivers)
+    what = {"method": "path patching"}
+    if isinstance(senders, str) and senders in ("head", "mlp"):
+        frame = frames.of_component(model, pairs, senders, None, None, 1, None, "all")
+        what["component"] = senders
+    else:
+        parts = _senders(model, senders)
+        frame = frames.of_parts(model, pairs, parts, "all")
+        what["parts"] = ", ".join(map(str, parts))
+    what |= {"receivers": ", ".join(names), "mlps": mlps}
+    paths = _Paths(_network(model, pairs, corruption), readers, mlps == "recompute")
+    return _patch(
+        model,
+        pairs,
+        frame,
+        corruption,
+        metrics,
+        what,
+        "all",
+        direction,
+        None,
+        keep_prompts,
+        False,
+        paths.sweep,
+        Limits.of(model, "auto", memory_budget),
+        None,
+        progress,
+    )
+
+
+def direct_effect(
+    model: TransformerBridge,
+    pairs: PromptPairs,
+    senders: str | Iterable[object] = "head",
+    *,
+    corruption: Corruption,
+    direction: str = "denoise",
+    metrics: Metrics = ("logit_diff", "prob", "kl"),
+    keep_prompts: bool = False,
+    memory_budget: float | None = None,
+    progress: bool | Callable[[int, int], object] = True,
+) -> xr.Dataset:
+    """What senders write straight into the logits, past all other components.
+
+    All other heads and all MLPs are frozen, and the final norm is computed anew with the change.
+    This takes the two unpatched runs and no other; it is `path_patch` to ``"logits"`` with MLPs
+    frozen.
+
+    Args:
+        model: as in `path_patch`.
+        pairs: as in `path_patch`.
+        senders: as in `path_patch`.
+        corruption: as in `patch`.
+        direction: as in `patch`.
+        metrics: as in `patch`.
+        keep_prompts: as in `patch`.
+        memory_budget: as in `patch`.
+        progress: as in `patch`.
+
+    Returns:
+        A dataset as `path_patch` gives it.
+
+    Raises:
+        PatchlibError: as `path_patch` does.
+
+    Example:
+        >>> import patchlib as pl
+        >>> model = pl.load_model("mini")
+        >>> pairs = pl.tasks.ioi(model, n=8)
+        >>> options = {"corruption": pl.STR("S2"), "metrics": "logit_diff", "progress": False}
+        >>> direct = pl.direct_effect(model, pairs, "mlp", **options).effect
+        >>> total = pl.patch(model, pairs, "mlp", **options).effect
+        >>> bool(abs(direct - total).isel(layer=-1) < 1e-4)  # Nothing reads the last MLP but these.
+        True
+    """
+    return path_patch(
+        model,
+        pairs,
+        senders,
+        "logits",
+        corruption=corruption,
+        mlps="freeze",
+        direction=direction,
+        metrics=metrics,
+        keep_prompts=keep_prompts,
+        memory_budget=memory_budget,
+        progress=progress,
+    )
+
+
+def _senders(model: TransformerBridge, given: object) -> tuple[Part, ...]:
+    parts = parts_of(model, given)  # type: ignore[arg-type]
+    for part in parts:
+        if part.activation not in ("z", "mlp_out") and part != Part("resid_pre", 0):
+            raise PatchlibError(
+                f"senders: {part} does not write to the residual stream; heads such as '4.6', MLPs "
+                "such as 'mlp3' and the embedding, 'resid0', do"
+            )
+    return parts
+
+
+def _receivers(model: TransformerBridge, given: object) -> tuple[tuple[Part, ...], list[str]]:
+    """The receivers, an MLP by its output and the logits as layer ``n_layers``; and their names."""
+    if isinstance(given, str):
+        given = given.replace(",", " ").split()
+    names = [str(name) for name in given] if isinstance(given, Iterable) else [str(given)]
+    for name in names:
+        if not re.fullmatch("[qkv][0-9]+[.][0-9]+|mlp_in[0-9]+|logits", name):
+            raise PatchlibError(
+                f"receivers: {name!r} is none; allowed are a head's query, key or value, such as "
+                "'q9.9', an MLP's input, such as 'mlp_in5', and 'logits'"
+            )
+    if not names:
+        raise PatchlibError("receivers: give at least one, such as 'q9.9', 'mlp_in5' or 'logits'")
+    inside = [name.replace("mlp_in", "mlp") for name in names if name != "logits"]
+    readers = parts_of(model, inside) if inside else ()
+    if "logits" in names:
+        readers = (*readers, Part("logits", int(model.cfg.n_layers)))
+    return readers, names
+
+
+def _network(model: TransformerBridge, pairs: PromptPairs, corruption: Corruption) -> Network:
+    _, group = next(pairs.by_length())
+    problem = obstacle(model) or disagreement(model, *two_runs(model, group[:1], corruption, 0))
+    if problem:
+        raise PatchlibError(f"paths cannot be patched in this model: {problem}")
+    return Network(model)
+
+
+@dataclass(frozen=True)
+class _Paths:
+    """Paths to some receivers.
+
+    Args:
+        network: the model.
+        receivers: queries, keys and values by name, MLPs by their output.
+        recompute: whether MLPs on the way answer to the sender.
+    """
+
+    network: Network
+    receivers: tuple[Part, ...]
+    recompute: bool
+
+    def sweep(
+        self,
+        model: TransformerBridge,
+        pairs: PromptPairs,
+        source: Run,
+        destination: Run,
+        cells: Sequence[Cell],
+        metrics: Sequence[Metric],
+        limits: Limits,
+        taken: Taken | None = None,
+    ) -> Iterator[Piece]:
+        """An engine, as `patchlib.patching.hook_engine.sweep`; the cells are the senders."""
+        senders, last = names_of(cells), self.receivers[-1].layer
+        streams = {*self._reads, self._stream(self.receivers[0].layer)}
+        if self.recompute:
+            streams |= {self._read_by(Part("mlp_out", layer)) for layer in range(last)}
+        kept = 2 * (len(senders) + len(streams)) * model.cfg.n_heads * model.cfg.d_head
+        for index, some in batches(model, pairs, limits.memory, kept):
+            which, answers = slice(index[0], index[-1] + 1), (some.answers, some.wrong_answers)
+            there, theirs = run_with_edits(model, source.rows(which), keep=senders)
+            here, mine = run_with_edits(
+                model, destination.rows(which), keep=[*streams.union(senders)]
+            )
+            unpatched = measure(metrics, torch.stack((there, here)), *answers, there, some.texts)
+            differences = {name: theirs[name] - mine[name] for name in senders}
+            row = row_bytes(model, len(some.prompts[0].clean), kept)
+            together = max(1, limits.memory // row // len(some))
+            for first in range(0, len(cells), together):
+                chosen = cells[first : first + together]
+                logits = self._logits(self._changes(chosen, differences, mine), mine, here)
+                patched = measure(metrics, logits, *answers, there, some.texts)
+                numbers = range(first, first + len(chosen))
+                yield Piece(numbers, index, patched, unpatched.transpose(0, 1))
+
+    def _stream(self, layer: int) -> str:
+        """The residual stream before a layer, or after the last one."""
+        last = len(self.network.blocks) - 1
+        return (
+            get_act_name("resid_post", last) if layer > last else get_act_name("resid_pre", layer)
+        )
+
+    def _read_by(self, receiver: Part) -> str:
+        """The residual stream that a receiver reads."""
+        if receiver.activation == "mlp_out" and not self.network.parallel:
+            return get_act_name("resid_mid", receiver.layer)
+        return self._stream(receiver.layer)
+
+    @property
+    def _reads(self) -> set[str]:
+        return {*map(self._read_by, self.receivers)}
+
+    @torch.no_grad()
+    def _changes(
+        self, cells: Sequence[Cell], differences: dict[str, Tensor], streams: dict[str, Tensor]
+    ) -> Changes:
+        """What the senders change in the streams that receivers read, all other heads being fixed.
+
+        Args:
+            cells: the senders.
+            differences: by how much their activations differ between the runs.
+            streams: the destination run's residual streams.
+        """
+        like, last, found = next(iter(streams.values())), self.receivers[-1].layer, Changes()
+        shape = len(cells), *like.shape[:2], self.network.model.cfg.d_model
+        change = torch.zeros(shape, device=like.device, dtype=like.dtype)
+
+        def send(activation: str, layer: int) -> list[int]:
+            """Adds what is sent here; returns which cells send it."""
+            sent = []
+            for row, cell in enumerate(cells):
+                for part in cell.parts:
+                    if part[:2] == (activation, layer):
+                        change[row] += self._written(part, differences)
+                        sent.append(row)
+            return sent
+
+        def reaches(name: str) -> Tensor:
+            """The change where it is read now."""
+            now = change.clone()
+            if name in self._reads:
+                found[name] = now
+            return now
+
+        for layer, block in enumerate(self.network.blocks[: last + 1]):
+            send("resid_pre", layer)
+            read = reaches(self._stream(layer))
+            send("z", layer)
+            name = self._read_by(Part("mlp_out", layer))
+            if not self.network.parallel:
+                read = reaches(name)
+            sent = send("mlp_out", layer)
+            if self.recompute and layer < last:
+                # A row without change stays exactly as it is, and a sender is given.
+                answers = read.flatten(1).any(1)
+                answers[sent] = False
+                x = streams[name]
+                change[answers] += _mlp(block, x + read[answers]) - _mlp(block, x)
+        reaches(self._stream(len(self.network.blocks)))
+        return found
+
+    def _written(self, part: Part, differences: dict[str, Tensor]) -> Tensor:
+        """What a sender writes into the residual stream."""
+        difference = differences[name_of(part)]
+        if part.activation != "z":
+            return difference
+        heads = slice(None) if part.unit is None else slice(part.unit, part.unit + 1)
+        W_O = self.network.blocks[part.layer].W_O[heads]
+        return torch.einsum("pthd,hdm->ptm", difference[:, :, heads], W_O)
+
+    @torch.no_grad()
+    def _logits(
+        self,
+        changes: Changes,
+        streams: dict[str, Tensor],
+        here: Float[Tensor, "prompt vocab"],
+    ) -> Float[Tensor, "cell prompt vocab"]:
+        """The patched runs, from the first receiver's layer on.
+
+        Args:
+            changes: what reaches the receivers.
+            streams: the destination run's residual streams.
+            here: the logits of the destination run, which stays as it is where nothing arrives.
+        """
+        arrives = torch.stack([each.flatten(1).any(1) for each in changes.values()]).any(0)
+        changes = {name: each[arrives].flatten(0, 1) for name, each in changes.items()}
+        first = self.receivers[0].layer
+        x = streams[self._stream(first)].repeat(int(arrives.sum()), 1, 1)
+        length, everywhere = x.shape[1], slice(None)
+        mask = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
+        rotate = self.network.rotation(0, length)
+        for layer, block in enumerate(self.network.blocks[first:], first):
+            receivers = [part for part in self.receivers if part.layer == layer]
+            reads = [part for part in receivers if part.activation != "mlp_out"]
+            qkv = block.project(x, everywhere, rotate, rotate)
+            if reads:
+                seen = x + changes[self._stream(layer)]
+                anew = block.project(seen, everywhere, rotate, rotate)
+                for part in reads:
+                    number = "qkv".index(part.activation)
+                    part.of(qkv[number])[:] = part.of(anew[number])
+            middle = x + block.write(block.attend(*qkv, mask))
+            read = x if self.network.parallel else middle
+            if len(reads) < len(receivers):
+                read = read + changes[self._read_by(Part("mlp_out", layer))]
+            x = middle + _mlp(block, read)
+        end = x[:, -1]
+        if self.receivers[-1].activation == "logits":
+            end = end + changes[self._stream(len(self.network.blocks))][:, -1]
+        patched = self.network.unembed(end)
+        logits = here.to(patched.dtype).repeat(len(arrives), 1, 1)
+        logits[arrives] = patched.unflatten(0, (-1, len(here)))
+        return logits
+
+
+def _mlp(block: Block, x: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
+    return block.contract(block.expand(x))
