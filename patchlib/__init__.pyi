@@ -33,6 +33,7 @@ from .measure.sweeps import sweep as sweep
 from .measure.unpatched import baselines as baselines
 from .measure.unpatched import keep_answered as keep_answered
 from .methods.ablation import ablate as ablate
+from .methods.interactions import interactions as interactions
 from .methods.paths import direct_effect as direct_effect
 from .methods.paths import path_patch as path_patch
 from .models.loading import load_model as load_model

@@ -169,6 +169,38 @@ def of_parts(
     )
 
 
+def of_pairs(
+    model: TransformerBridge,
+    pairs: PromptPairs,
+    sets: Mapping[str, tuple[Part, ...]],
+    positions: object,
+) -> Frame:
+    """The frame of `patchlib.interactions`: every two sets together, once, and each set alone."""
+    where, position = _positions(pairs, positions)
+    names = list(sets)
+    couples = [(a, b) for a in names for b in names]
+
+    def cells(group: PromptPairs) -> list[Cell]:
+        wheres = where(group)
+        joint = [sorted({*sets[a], *sets[b]}, key=lambda part: part.layer) for a, b in couples]
+        return [Cell(tuple(parts), at) for parts in joint for at in wheres]
+
+    return _frame(
+        model,
+        pairs,
+        {"first": names, "second": names},
+        position,
+        where,
+        cells,
+        [part.activation for parts in sets.values() for part in parts],
+        [
+            names.index(a) <= names.index(b)
+            for a, b in couples
+            for _ in range(len(position) if position is not None else 1)
+        ],
+    )
+
+
 def _frame(
     model: TransformerBridge,
     pairs: PromptPairs,
