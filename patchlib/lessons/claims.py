@@ -1,4 +1,4 @@
-"""What the paper claims, each a line that is tested on the loaded model.
+"""What the paper and works beside it claim, each a line that is tested on the loaded model.
 
 ``data/claims.json`` holds the claims, ``data/claims_by_model.csv`` what models say to them.
 ``python -m patchlib.lessons.claims`` puts into it what the latest runs recorded.
@@ -59,6 +59,7 @@ class Claim:
         paper: the paper's number, and its model.
         here: what was measured, or why the claim was not tested.
         guess: the reader's, from `predict`.
+        work: who claims it, where not the paper.
     """
 
     mark: str
@@ -68,6 +69,7 @@ class Claim:
     paper: str
     here: str
     guess: str
+    work: str = "paper"
 
     def __repr__(self) -> str:
         indent = " " * (8 if self.id else 2)
@@ -88,7 +90,7 @@ class Claim:
         return f"<div>{mark} {text}" + (f"<br><small>{below}</small>" if below else "") + "</div>"
 
     def _below(self) -> str:
-        parts = {"your guess": self.guess, "paper": self.paper, "here": self.here}
+        parts = {"your guess": self.guess, self.work: self.paper, "here": self.here}
         return " · ".join(f"{name}: {text}" for name, text in parts.items() if text)
 
 
@@ -126,7 +128,7 @@ def load() -> dict[str, dict[str, Any]]:
         gives none; ``model``, for which it makes the claim; ``scope``: ``"any"`` model that does
         the task, ``"parts"`` where only models that have the named heads can be tested, ``"own"``
         where only the paper's model can; ``needs``, the claim without which this one means
-        nothing, or None.
+        nothing, or None. A claim of another work has ``work``, its authors and year, too.
 
     Example:
         >>> load()["31-10"]["paper"]
@@ -176,11 +178,12 @@ def claim(
     result = Claim(
         mark="–" if why else mark,
         id=id,
-        section=entry["section"],
+        section=_where(entry),
         sentence=entry["claim"] or id_or_text,
         paper=_printed(entry) if id else "",
         here=f"not tested, {why}" if why else shown,
         guess=_run.guesses.get(id, ""),
+        work=entry.get("work", "paper"),
     )
     _run.claims[id_or_text] = result
     if id and _run.model:
@@ -258,7 +261,7 @@ def claims_by_model() -> pd.DataFrame:
         >>> list(claims_by_model().columns[:3])
         ['section', 'claim', 'paper']
     """
-    rows = [(id, each["section"], each["claim"], _printed(each)) for id, each in load().items()]
+    rows = [(id, _where(each), each["claim"], _printed(each)) for id, each in load().items()]
     table = _Table(rows, columns=["id", "section", "claim", "paper"]).set_index("id")
     marks = recorded().pivot(index="claim", columns="model", values="status")
     return table.join(marks.rename_axis(None, axis=1)).fillna("")
@@ -313,8 +316,13 @@ def _is_id(text: str) -> bool:
     return text in ids
 
 
+def _where(entry: Mapping[str, Any]) -> str:
+    """The section, after the name of a work that is not the paper."""
+    return ", ".join(filter(None, (entry.get("work"), entry["section"])))
+
+
 def _printed(entry: Mapping[str, Any]) -> str:
-    """The paper's number and its model."""
+    """The number that is claimed and its model."""
     return f"{entry['paper'] or 'no number'} ({entry['model']})"
 
 
