@@ -213,8 +213,9 @@ def test_draws_depend_on_the_prompt_and_the_seed_alone(tiny_gpt2: TransformerBri
     other = pl.ablate(tiny_gpt2, pairs, "mlp", with_=pl.Resample(pool, 2, seed=1), **options)
     assert abs(other.patched - fx.patched).max() > 1e-3
     assert fx.attrs["source_draws"] == 2
-    described = f"60 prompts of factual_recall, {pool.fingerprint} (draws=2, seed=0)"
-    assert fx.attrs["source"] == f"clean runs drawn from {described}"
+    described = "clean runs drawn from 60 prompts of factual_recall (draws=2, seed=0)"
+    assert fx.attrs["source"] == described
+    assert fx.attrs["source_prompts"] == pool.fingerprint
 
 
 def test_by_roles(tiny: TransformerBridge):
@@ -230,7 +231,7 @@ def test_by_roles(tiny: TransformerBridge):
         np.testing.assert_allclose(mean.patched.isel(prompt=index), alone.patched, **CLOSE)
     by_position = pl.ablate(tiny, pairs, "mlp", with_=pl.Mean(), **OPTIONS)
     assert abs(by_position.patched - mean.patched).max() > 1e-3
-    assert mean.attrs["source"] == "mean over the prompts, by roles"
+    assert mean.attrs["source"] == "mean over 24 prompts of ioi, by roles"
     many = pairs[max(groups.values(), key=len)]
     source = pl.Resample(pairs, draws=2, by="roles")
     for number, each in enumerate(many.prompts):
@@ -277,7 +278,7 @@ def test_what_results_are_used_for(mini: TransformerBridge):
     strongest = pl.heads_of(pl.detect(mean), "kl")[0]
     at = mean.effect.sel(metric="kl", layer=strongest.layer, head=strongest.head)
     assert at == mean.effect.sel(metric="kl").max()
-    assert "ablated: mean over the prompts" in title(mean)
+    assert "ablated: mean over 8 prompts of ioi" in title(mean)
 
 
 def test_what_is_refused(tiny_gpt2: TransformerBridge):

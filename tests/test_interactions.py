@@ -94,7 +94,7 @@ def test_together_and_alone(tiny: TransformerBridge):
     options = OPTIONS | {"corruption": pl.STR("S2"), "positions": ["S2", "last"]}
     data = pl.interactions(tiny, pairs, parts, **options)
     assert data.effect.dims == ("metric", "direction", "first", "second", "position")
-    assert data.attrs["parts"] == "0.1; mlp1; 1.0, 2.3"
+    assert data.attrs["sets"] == "0.1; mlp1; 1.0, 2.3"
     for direction in ("denoise", "noise"):
         found = data.sel(direction=direction)
         joint = pl.patch_together(

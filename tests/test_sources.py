@@ -45,7 +45,7 @@ def test_zeros_and_means_by_hand(tiny: TransformerBridge, component: str, engine
     options = OPTIONS | {"engine": engine, "keep_prompts": True}
     with torch.no_grad():
         _, cache = tiny.run_with_cache(pairs.clean_tokens)
-    for source, said in ((pl.Zero(), "zeros"), (pl.Mean(), "mean over the prompts")):
+    for source, said in ((pl.Zero(), "zeros"), (pl.Mean(), "mean over 4 prompts of ioi")):
         fx = pl.patch(tiny, pairs, component, source=source, **options)
         for layer in range(3):
             values = cache[get_act_name(COMPONENTS[component], layer)]
@@ -101,7 +101,8 @@ def test_prompts_as_their_own_source(tiny: TransformerBridge, component: str, en
     # Put into the clean run itself, they change nothing.
     noising = pl.patch(tiny, pairs, component, source=pairs, direction="noise", **options)
     np.testing.assert_allclose(*xr.broadcast(noising.patched, noising.clean), **CLOSE)
-    assert own.attrs["source"] == f"clean run of 3 prompts of ioi, {pairs.fingerprint}"
+    assert own.attrs["source"] == "clean run of 3 prompts of ioi"
+    assert own.attrs["source_prompts"] == pairs.fingerprint
     # Each prompt from its own: in another order they are others.
     turned = pl.patch(tiny, pairs, component, source=pairs[[1, 2, 0]], **options)
     assert abs(turned.patched - own.patched).max() > 1e-3

@@ -9,6 +9,7 @@ import xarray as xr
 
 import patchlib as pl
 from patchlib import PatchlibError
+from patchlib.methods.interactions import joint
 from patchlib.paper import sweeps
 from patchlib.patching import store
 
@@ -21,8 +22,8 @@ def stored(monkeypatch, tmp_path):
     """A function that stores one sweep of mini in a store of its own."""
     monkeypatch.setattr(store, "STORED", tmp_path)
 
-    def keep(model, pairs, **settings):
-        fx = pl.patch(model, pairs, **settings, **WHOLE)
+    def keep(model, pairs, method=pl.patch, **settings):
+        fx = method(model, pairs, **settings, **WHOLE)
         store.keep(tmp_path / "mini" / "some.nc", model, pairs, fx)
 
     return keep
@@ -34,10 +35,10 @@ def own_mini():
     return pl.load_model("mini")
 
 
-def both(model, pairs, **settings):
+def both(model, pairs, method=pl.patch, **settings):
     """One request twice: by way of the store, and computed."""
-    asked = pl.patch(model, pairs, progress=False, **settings)
-    fresh = pl.patch(model, pairs, progress=False, recompute=True, **settings)
+    asked = method(model, pairs, progress=False, **settings)
+    fresh = method(model, pairs, progress=False, recompute=True, **settings)
     assert "stored" not in fresh.attrs
     assert {name: asked.attrs[name] for name in fresh.attrs} == fresh.attrs
     xr.testing.assert_allclose(asked, fresh, rtol=1e-3, atol=1e-5)
@@ -85,6 +86,147 @@ def test_a_request_for_a_part_is_served(mini, stored, name, kept):
     # Effects are normalised over the prompts that are asked for.
     for some in (pairs, pairs[[4, 1]]):
         assert both(mini, some, **asked).attrs["stored"].endswith(f"torch {torch.__version__}")
+
+
+SETS = ["4.1", "mlp3", ["5.0", "5.1"]]
+STORED_METHODS = {
+    "ablation": (
+        {"method": pl.ablate, "component": "mlp", "with_": "resample"},
+        {"method": pl.ablate, "component": "mlp", "with_": "resample", "layers": [6, 2]},
+    ),
+    "ablation of heads": (
+        {"method": pl.ablate, "with_": "mean", "positions": ["S2", "last"]},
+        {"method": pl.ablate, "with_": "mean", "heads": ["4.6"], "positions": "last"},
+    ),
+    "another source": (
+        {"source": "mean", "component": "attn", "corruption": NOISE},
+        {"source": "mean", "component": "attn", "corruption": pl.GN("S2", draws=2)},
+    ),
+    "paths": (
+        {"method": pl.path_patch, "senders": "head", "receivers": "q4.1, v5.0"},
+        {"method": pl.path_patch, "senders": "head", "receivers": ["q4.1", "v5.0"]},
+    ),
+    "paths of some": (
+        {"method": pl.path_patch, "senders": ["3.1", "mlp2"], "receivers": "logits"},
+        {"method": pl.path_patch, "senders": ["3.1", "mlp2"], "receivers": "logits"},
+    ),
+    "direct effects": (
+        {"method": pl.path_patch, "senders": "mlp", "receivers": "logits", "mlps": "freeze"},
+        {"method": pl.direct_effect, "senders": "mlp", "metrics": "prob"},
+    ),
+    "pairs in one direction": (
+        {"method": joint, "parts": SETS, "direction": "noise"},
+        {"method": joint, "parts": [SETS[2], SETS[0]], "direction": "noise"},
+    ),
+}
+
+
+@pytest.mark.parametrize("kept", [{}, {"keep_prompts": True}, {"keep_draws": True}])
+@pytest.mark.parametrize("name", STORED_METHODS)
+def test_other_methods_are_served(mini, stored, name, kept):
+    there, asked = STORED_METHODS[name]
+    pairs = pl.tasks.ioi(mini, n=6)
+    sources = {"mean": pl.Mean(pairs), "resample": pl.Resample(pairs, draws=2)}
+    there, asked = (
+        {key: sources.get(value, value) if isinstance(value, str) else value for key, value in each}
+        for each in (there.items(), asked.items())
+    )
+    if there.get("method") is not pl.ablate:
+        there, asked = ({"corruption": pl.STR("S2")} | each for each in (there, asked))
+    stored(mini, pairs, **there)
+    for some in (pairs, pairs[[4, 1]]):
+        assert "stored" in both(mini, some, **asked | kept).attrs
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_interactions_read_what_is_stored_of_a_direction(mini, stored, monkeypatch, direction):
+    pairs, options = pl.tasks.ioi(mini, n=6), {"corruption": pl.STR("S2")}
+    stored(mini, pairs, joint, parts=SETS, direction=direction, **options)
+    rows = []
+    fx = pl.interactions(
+        mini, pairs, SETS, progress=lambda done, total: rows.append(total), **options
+    )
+    # The three sets alone and in pairs, in the other direction alone.
+    assert set(rows) == {6 * 6} and "stored" in fx.attrs
+    both(mini, pairs, pl.interactions, parts=SETS, **options)
+
+
+OTHER_METHODS = {
+    "ablation": (
+        {"method": pl.ablate, "with_": "mean"},
+        [
+            {"method": pl.ablate, "with_": "zeros"},
+            {"method": pl.ablate, "with_": "mean of fewer"},
+            {
+                "method": pl.patch,
+                "corruption": pl.STR("S2"),
+                "source": "mean",
+                "direction": "noise",
+            },
+        ],
+    ),
+    "paths": (
+        {"method": pl.path_patch, "senders": "head", "receivers": "q4.1"},
+        [
+            {"method": pl.path_patch, "senders": "head", "receivers": "q4.2"},
+            {"method": pl.path_patch, "senders": "head", "receivers": "q4.1", "mlps": "freeze"},
+            {"method": pl.path_patch, "senders": "mlp", "receivers": "q4.1"},
+            {"method": pl.path_patch, "senders": ["4.1"], "receivers": "q4.1"},
+            {"method": pl.direct_effect},
+            {"method": pl.patch},
+        ],
+    ),
+    "pairs": (
+        {"method": joint, "parts": ["4.1", "5.0"], "direction": "noise"},
+        [
+            {"method": joint, "parts": ["4.1", "5.0"], "direction": "denoise"},
+            {"method": joint, "parts": ["4.1", "5.0"], "direction": "noise", "activation": "q"},
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_METHODS)
+def test_other_settings_of_other_methods_are_computed(mini, stored, name):
+    there, others = OTHER_METHODS[name]
+    pairs = pl.tasks.ioi(mini, n=3)
+    sources = {"mean": pl.Mean(), "zeros": pl.Zero(), "mean of fewer": pl.Mean(pairs[:2])}
+    for number, given in enumerate((there, *others)):
+        settings = {
+            key: sources.get(value, value) if isinstance(value, str) else value
+            for key, value in given.items()
+        }
+        if settings["method"] is not pl.ablate:
+            settings["corruption"] = pl.STR("S2")
+        if not number:
+            stored(mini, pairs, **settings)
+        method = settings.pop("method")
+        assert ("stored" in method(mini, pairs, progress=False, **settings).attrs) == (not number)
+
+
+def test_a_mean_over_the_prompts_is_not_one_over_some_of_them(mini, stored):
+    pairs = pl.tasks.ioi(mini, n=4)
+    stored(mini, pairs, pl.ablate, component="mlp", with_=pl.Mean())
+    served = [
+        "stored" in pl.ablate(mini, some, "mlp", with_=source, progress=False).attrs
+        for some, source in (
+            (pairs, pl.Mean()),
+            (pairs, pl.Mean(pairs)),
+            (pairs[:2], pl.Mean(pairs)),
+            (pairs[:2], pl.Mean()),
+        )
+    ]
+    assert served == [True, True, True, False]
+
+
+def test_draws_of_prompts_beside_noise(mini, stored):
+    """Each draw of prompts had a draw of the noise of its own, or all of them had one."""
+    pairs = pl.tasks.ioi(mini, n=4)
+    options = {"component": "mlp", "source": pl.Resample(pairs, draws=3)}
+    stored(mini, pairs, corruption=NOISE, **options)
+    assert "stored" in both(mini, pairs, corruption=NOISE, **options).attrs
+    fx = pl.patch(mini, pairs, corruption=pl.GN("S2"), progress=False, **options)
+    assert "stored" not in fx.attrs
 
 
 def test_what_is_missing_is_computed_and_the_rest_is_not(mini, stored, monkeypatch):
@@ -223,3 +365,49 @@ def test_a_sweep_grows_with_its_list_and_says_how_long_it_took(mini, monkeypatch
     fx = pl.patch(mini, pl.tasks.ioi(mini, n=3), "mlp", corruption=pl.STR("S2"), progress=False)
     assert fx.attrs["stored"].endswith(f", in {seconds[2]} s")
     assert sweeps.difference(mini, "some") < sweeps.TOLERANCE
+
+
+LISTED = {
+    "ablation": {
+        "method": "ablate",
+        "component": "head",
+        "with_": {"kind": "Resample", "draws": 2, "prompts": {"task": "ioi", "n": 9}},
+    },
+    "zeros": {"method": "ablate", "component": "mlp", "layers": [3], "with_": {"kind": "Zero"}},
+    "mean": {
+        "component": "mlp",
+        "source": {"kind": "Mean", "by": "roles"},
+        "corruption": "GN",
+        "site": "S2",
+        "draws": 2,
+    },
+    "paths": {
+        "method": "path_patch",
+        "senders": "head",
+        "receivers": ["q4.1"],
+        "corruption": "STR",
+        "site": "ABC",
+        "direction": "noise",
+    },
+    "direct": {"method": "direct_effect", "senders": "mlp", "corruption": "STR", "site": "S2"},
+    "pairs": {
+        "method": "joint",
+        "parts": SETS,
+        "corruption": "STR",
+        "site": "S2",
+        "direction": "noise",
+    },
+}
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_every_method_can_be_listed(mini, monkeypatch, tmp_path, name):
+    monkeypatch.setattr(store, "STORED", tmp_path)
+    monkeypatch.setattr(sweeps, "BUILD", tmp_path / "build")
+    (tmp_path / "mini").mkdir()
+    listed = {"some": {"task": "ioi", "n": 4} | LISTED[name]}
+    (tmp_path / "mini.json").write_text(json.dumps(listed), encoding="utf-8")
+    written = sweeps.make(mini, "some").stat().st_mtime_ns
+    assert sweeps.make(mini, "some").stat().st_mtime_ns == written  # It is complete.
+    for seed in (None, 3):
+        assert sweeps.difference(mini, "some", seed) < sweeps.TOLERANCE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 
 import xarray as xr
@@ -28,6 +29,8 @@ def ablate(
     keep_prompts: bool = False,
     keep_draws: bool = False,
     memory_budget: float | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    recompute: bool = False,
     progress: bool | Callable[[int, int], object] = True,
 ) -> xr.Dataset:
     """Replaces every head, MLP, attention or residual of the clean run, one at a time.
@@ -51,6 +54,8 @@ def ablate(
         keep_prompts: as in `patch`.
         keep_draws: keep one value per draw of `Resample` instead of their mean.
         memory_budget: as in `patch`.
+        checkpoint: as in `patch`.
+        recompute: as in `patch`.
         progress: as in `patch`.
 
     Returns:
@@ -98,6 +103,7 @@ def ablate(
         keep_draws,
         "auto",
         Limits.of(model, "auto", memory_budget),
-        None,
+        checkpoint,
         progress,
+        stored=not recompute,
     )

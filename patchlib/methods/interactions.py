@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 
@@ -30,6 +31,7 @@ def interactions(
     metrics: Metrics = ("logit_diff", "prob", "kl"),
     positions: str | int | Sequence[str | int] = "all",
     memory_budget: float | None = None,
+    recompute: bool = False,
     progress: bool | Callable[[int, int], object] = True,
 ) -> xr.Dataset:
     """Patches every two components together, in both directions, less what each does alone.
@@ -48,6 +50,7 @@ def interactions(
         metrics: as in `patch`.
         positions: as in `patch`.
         memory_budget: as in `patch`.
+        recompute: as in `patch`.
         progress: as in `patch`, for one direction after the other.
 
     Returns:
@@ -76,37 +79,27 @@ def interactions(
         >>> both.first.values.tolist(), dict(both.gate.sizes)
         (['4.1', '5.0, 5.1'], {'metric': 1, 'direction': 2, 'first': 2, 'second': 2})
     """
-    positions = _one_or_list(positions)
-    _require_sense(model, pairs, corruption)
-    sets = _sets(model, parts, activation)
-    frame = frames.of_pairs(model, pairs, sets, positions)
-    limits = Limits.of(model, "auto", memory_budget)
-    what = {"method": "interactions", "parts": "; ".join(sets), "activation": activation}
-    found = []
+    given = [parts] if isinstance(parts, str) else list(parts)
+    found, settings = [], {}
     for direction in ("denoise", "noise"):
-        fx = _patch(
+        fx = joint(
             model,
             pairs,
-            frame,
-            corruption,
-            metrics,
-            dict(what),
-            positions,
-            direction,
-            None,
-            True,
-            False,
-            "hooks",
-            limits,
-            None,
-            progress,
+            given,
+            corruption=corruption,
+            direction=direction,
+            activation=activation,
+            metrics=metrics,
+            positions=positions,
+            keep_prompts=True,
+            memory_budget=memory_budget,
+            recompute=recompute,
+            progress=progress,
         )
-        for name in ("effect", "patched"):
-            # Each two were run once.
-            fx[name] = fx[name].fillna(fx[name].rename(first="second", second="first"))
-        each = xr.DataArray(list(sets), dims="part")
+        settings |= fx.attrs
+        each = xr.DataArray(fx.first.values, dims="part")
         alone = fx.effect.sel(first=each, second=each).drop_vars(["first", "second"])
-        alone = alone.assign_coords(part=list(sets))
+        alone = alone.assign_coords(part=each.values)
         beyond = fx.effect - alone.rename(part="first") - alone.rename(part="second")
         beyond = (beyond if direction == "denoise" else -beyond).where(fx.first != fx.second)
         ends = interval(xr.Dataset({"effect": beyond}))
@@ -116,15 +109,84 @@ def interactions(
     gate = xr.where(data.low > _ROUNDING, "AND", xr.where(data.high < -_ROUNDING, "OR", "additive"))
     data["gate"] = xr.where(data.low.notnull(), gate, "")
     data = data.transpose("metric", "direction", "first", "second", ...)
-    settings = fx.attrs | {"direction": "denoise, noise", "source": "the other run"}
+    settings |= {"direction": "denoise, noise", "source": "the other run"}
     return data.assign_attrs(settings)
 
 
+def joint(
+    model: TransformerBridge,
+    pairs: PromptPairs,
+    parts: Sequence[object],
+    *,
+    corruption: Corruption,
+    direction: str,
+    activation: str = "z",
+    metrics: Metrics = ("logit_diff", "prob", "kl"),
+    positions: str | int | Sequence[str | int] = "all",
+    keep_prompts: bool = False,
+    keep_draws: bool = False,
+    memory_budget: float | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    recompute: bool = False,
+    progress: bool | Callable[[int, int], object] = True,
+) -> xr.Dataset:
+    """Patches every two components together in one direction; `interactions` takes both.
+
+    Args:
+        model: as in `patch`.
+        pairs: as in `patch`.
+        parts: as in `interactions`.
+        corruption: as in `patch`.
+        direction: as in `patch`.
+        activation: as in `patch_together`.
+        metrics: as in `patch`.
+        positions: as in `patch`.
+        keep_prompts: as in `patch`.
+        keep_draws: as in `patch`.
+        memory_budget: as in `patch`.
+        checkpoint: as in `patch`.
+        recompute: as in `patch`.
+        progress: as in `patch`.
+
+    Returns:
+        A dataset as `patch` gives it, over ``metric, first, second`` and whatever else is asked
+        for, with each alone on the diagonal.
+
+    Raises:
+        PatchlibError: as `interactions` does.
+    """
+    positions = _one_or_list(positions)
+    _require_sense(model, pairs, corruption)
+    sets = _sets(model, parts, activation)
+    fx = _patch(
+        model,
+        pairs,
+        frames.of_pairs(model, pairs, sets, positions),
+        corruption,
+        metrics,
+        {"method": "interactions", "sets": "; ".join(sets), "activation": activation},
+        positions,
+        direction,
+        None,
+        keep_prompts,
+        keep_draws,
+        "hooks",
+        Limits.of(model, "auto", memory_budget),
+        checkpoint,
+        progress,
+        stored=not recompute,
+    )
+    for name in {"effect", "effect_sd", "patched"} & {*fx.data_vars}:
+        # Each two were run once.
+        fx[name] = fx[name].fillna(fx[name].rename(first="second", second="first"))
+    return fx
+
+
 def _sets(
-    model: TransformerBridge, given: Iterable[object], activation: str
+    model: TransformerBridge, given: Sequence[object], activation: str
 ) -> dict[str, tuple[Part, ...]]:
     sets: dict[str, tuple[Part, ...]] = {}
-    for each in [given] if isinstance(given, str) else given:
+    for each in given:
         several = list(each) if isinstance(each, list | set | frozenset) else [each]
         sets[", ".join(map(str, several))] = parts_of(model, several, activation)
     if len(sets) < 2:

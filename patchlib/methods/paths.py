@@ -8,9 +8,11 @@ receivers read that. The third is no run here: with heads fixed, only MLPs compu
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import xarray as xr
@@ -47,7 +49,10 @@ def path_patch(
     direction: str = "denoise",
     metrics: Metrics = ("logit_diff", "prob", "kl"),
     keep_prompts: bool = False,
+    keep_draws: bool = False,
     memory_budget: float | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    recompute: bool = False,
     progress: bool | Callable[[int, int], object] = True,
 ) -> xr.Dataset:
     """Patches the direct paths from senders to receivers, at all positions.
@@ -70,7 +75,10 @@ def path_patch(
         direction: as in `patch`; Wang et al. noise.
         metrics: as in `patch`.
         keep_prompts: as in `patch`.
+        keep_draws: as in `patch`.
         memory_budget: as in `patch`.
+        checkpoint: as in `patch`.
+        recompute: as in `patch`.
         progress: as in `patch`.
 
     Returns:
@@ -105,7 +113,7 @@ def path_patch(
         frame = frames.of_parts(model, pairs, parts, "all")
         what["parts"] = ", ".join(map(str, parts))
     what |= {"receivers": ", ".join(names), "mlps": mlps}
-    paths = _Paths(_network(model, pairs, corruption), readers, mlps == "recompute")
+    paths = _Paths(model, pairs, corruption, readers, mlps == "recompute")
     return _patch(
         model,
         pairs,
@@ -117,11 +125,12 @@ def path_patch(
         direction,
         None,
         keep_prompts,
-        False,
+        keep_draws,
         paths.sweep,
         Limits.of(model, "auto", memory_budget),
-        None,
+        checkpoint,
         progress,
+        stored=not recompute,
     )
 
 
@@ -134,7 +143,10 @@ def direct_effect(
     direction: str = "denoise",
     metrics: Metrics = ("logit_diff", "prob", "kl"),
     keep_prompts: bool = False,
+    keep_draws: bool = False,
     memory_budget: float | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    recompute: bool = False,
     progress: bool | Callable[[int, int], object] = True,
 ) -> xr.Dataset:
     """What senders write straight into the logits, past all other components.
@@ -151,7 +163,10 @@ def direct_effect(
         direction: as in `patch`.
         metrics: as in `patch`.
         keep_prompts: as in `patch`.
+        keep_draws: as in `patch`.
         memory_budget: as in `patch`.
+        checkpoint: as in `patch`.
+        recompute: as in `patch`.
         progress: as in `patch`.
 
     Returns:
@@ -180,7 +195,10 @@ def direct_effect(
         direction=direction,
         metrics=metrics,
         keep_prompts=keep_prompts,
+        keep_draws=keep_draws,
         memory_budget=memory_budget,
+        checkpoint=checkpoint,
+        recompute=recompute,
         progress=progress,
     )
 
@@ -216,27 +234,32 @@ def _receivers(model: TransformerBridge, given: object) -> tuple[tuple[Part, ...
     return readers, names
 
 
-def _network(model: TransformerBridge, pairs: PromptPairs, corruption: Corruption) -> Network:
-    _, group = next(pairs.by_length())
-    problem = obstacle(model) or disagreement(model, *two_runs(model, group[:1], corruption, 0))
-    if problem:
-        raise PatchlibError(f"paths cannot be patched in this model: {problem}")
-    return Network(model)
-
-
 @dataclass(frozen=True)
 class _Paths:
     """Paths to some receivers.
 
     Args:
-        network: the model.
+        model: the model.
+        pairs: the prompts.
+        corruption: the corruption.
         receivers: queries, keys and values by name, MLPs by their output.
         recompute: whether MLPs on the way answer to the sender.
     """
 
-    network: Network
+    model: TransformerBridge
+    pairs: PromptPairs
+    corruption: Corruption
     receivers: tuple[Part, ...]
     recompute: bool
+
+    @cached_property
+    def network(self) -> Network:
+        """The model by layers, once it is known to be one that can be run so."""
+        _, group = next(self.pairs.by_length())
+        runs = two_runs(self.model, group[:1], self.corruption, 0)
+        if problem := obstacle(self.model) or disagreement(self.model, *runs):
+            raise PatchlibError(f"paths cannot be patched in this model: {problem}")
+        return Network(self.model)
 
     def sweep(
         self,

@@ -1,8 +1,10 @@
-"""The paper's sweeps on a model for which they take long: computed once and shipped.
+"""Sweeps on a model for which they take long: computed once and shipped.
 
-``data/sweeps/<model>.json`` lists them, ``data/sweeps/<model>/`` holds them; `patchlib.patch` reads
-them by itself. ``python -m patchlib.paper.sweeps`` computes what is missing, ``--verify`` computes
-everything again and compares.
+``data/sweeps/<model>.json`` lists them, ``data/sweeps/<model>/`` holds them; `patchlib.patch` and
+the other methods read them by themselves. An entry names the prompts, the ``method`` (``"patch"``
+unless it says so; ``"joint"`` is one direction of `patchlib.interactions`) and its arguments.
+``python -m patchlib.paper.sweeps`` computes what is missing, ``--verify`` computes everything again
+and compares.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import argparse
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,17 @@ from patchlib import tasks
 from patchlib.errors import PatchlibError
 from patchlib.files import BUILD
 from patchlib.measure.unpatched import keep_answered
+from patchlib.methods.ablation import ablate
+from patchlib.methods.interactions import joint
+from patchlib.methods.paths import direct_effect, path_patch
 from patchlib.models.loading import load_model
 from patchlib.patching import store
 from patchlib.patching.patch import patch
+from patchlib.patching.sources import Mean, Resample, Source, Zero, draws_of
 from patchlib.prompts.corruption import GN, STR
 from patchlib.prompts.pairs import PromptPairs
+
+_METHODS = {each.__name__: each for each in (patch, ablate, path_patch, direct_effect, joint)}
 
 TOLERANCE = 1e-4
 """How far a stored number may be from one that is computed anew, in the metric's unit or, of
@@ -40,8 +48,10 @@ def listed(model: str) -> dict[str, dict[str, Any]]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def request(model: TransformerBridge, name: str) -> tuple[PromptPairs, dict[str, Any]]:
-    """The prompts and the arguments of `patchlib.patch` for one of a model's sweeps.
+def request(
+    model: TransformerBridge, name: str
+) -> tuple[Callable[..., xr.Dataset], PromptPairs, dict[str, Any]]:
+    """The method, the prompts and the method's arguments for one of a model's sweeps.
 
     Args:
         model: the model.
@@ -57,14 +67,33 @@ def request(model: TransformerBridge, name: str) -> tuple[PromptPairs, dict[str,
             f"{', '.join(all_of_them) or 'none'}"
         )
     settings = dict(all_of_them[name])
+    pairs = _drawn(model, settings)
+    if "corruption" in settings:
+        kind, site = settings["corruption"], settings.pop("site")
+        settings["corruption"] = (
+            STR(site) if kind == "STR" else GN(site, draws=settings.pop("draws"))
+        )
+    for source in {"source", "with_"} & {*settings}:
+        settings[source] = _source(model, pairs, dict(settings[source]))
+    return _METHODS[settings.pop("method", "patch")], pairs, settings
+
+
+def _drawn(model: TransformerBridge, settings: dict[str, Any]) -> PromptPairs:
+    """The prompts that an entry names; what names them is taken out of it."""
     draw = getattr(tasks, settings.pop("task"))
     pairs = draw(model, n=settings.pop("n"), **settings.pop("task_settings", {}))
-    if settings.pop("answered", False):
-        # Not as the stored sweep says, which is to be made or to be proved.
-        pairs = keep_answered(model, pairs, recompute=True)
-    kind, site = settings.pop("corruption"), settings.pop("site")
-    corruption = STR(site) if kind == "STR" else GN(site, draws=settings.pop("draws"))
-    return pairs, settings | {"corruption": corruption}
+    # Not as the stored sweep says, which is to be made or to be proved.
+    answered = settings.pop("answered", False)
+    return keep_answered(model, pairs, recompute=True) if answered else pairs
+
+
+def _source(model: TransformerBridge, pairs: PromptPairs, settings: dict[str, Any]) -> Source:
+    """What is put in: zeros, or means of or draws from the patched prompts or others."""
+    kind = {"Zero": Zero, "Mean": Mean, "Resample": Resample}[settings.pop("kind")]
+    if kind is Zero:
+        return Zero()
+    others = settings.pop("prompts", None)
+    return kind(pairs if others is None else _drawn(model, dict(others)), **settings)
 
 
 def make(model: TransformerBridge, name: str) -> Path:
@@ -78,8 +107,9 @@ def make(model: TransformerBridge, name: str) -> Path:
         The file.
     """
     path = store.STORED / str(model.cfg.model_name) / f"{name}.nc"
-    pairs, settings = request(model, name)
-    whole = (len(pairs), settings["corruption"].draws)
+    method, pairs, settings = request(model, name)
+    source = settings.get("source", settings.get("with_"))
+    whole = (len(pairs), draws_of(source, settings.get("corruption")))
     started, folder = time.perf_counter(), BUILD / "sweeps" / path.parent.name / name
     # How long a stopped call took is not known.
     seconds = None if folder.exists() else 0
@@ -88,7 +118,7 @@ def make(model: TransformerBridge, name: str) -> Path:
             if (data.sizes["prompt"], data.sizes["draw"]) == whole:
                 return path
             seconds = None if seconds is None else data.attrs.get("seconds")
-    fx = patch(model, pairs, **settings, keep_prompts=True, keep_draws=True, checkpoint=folder)
+    fx = method(model, pairs, **settings, keep_prompts=True, keep_draws=True, checkpoint=folder)
     taken = time.perf_counter() - started
     if seconds is not None:
         fx.attrs["seconds"] = round(seconds + taken)
@@ -114,23 +144,25 @@ def difference(model: TransformerBridge, name: str, seed: int | None = None) -> 
     Raises:
         PatchlibError: where the sweep is not stored as a whole.
     """
-    pairs, settings = request(model, name)
+    method, pairs, settings = request(model, name)
     if seed is not None:
         draw = np.random.default_rng(seed)
         pairs = pairs[sorted(draw.choice(len(pairs), 2, replace=False))]
-        layers = sorted(draw.choice(model.cfg.n_layers, 2, replace=False).tolist())
-        settings |= {"layers": layers}
+        if "component" in settings:
+            layers = settings.get("layers", range(model.cfg.n_layers))
+            layers = sorted(draw.choice(layers, min(2, len(layers)), replace=False).tolist())
+            settings |= {"layers": layers}
         if "positions" in settings:
             # Not every prompt has a token at each, and none is asked for that no prompt has.
             settings["positions"] = [at for at in settings["positions"] if any(pairs.at(at))]
-        if settings["component"] == "head":
+        if settings.get("component") == "head":
             heads = draw.choice(model.cfg.n_heads, len(layers)).tolist()
             settings |= {"heads": list(zip(layers, heads, strict=True))}
     keep: dict[str, Any] = {"keep_prompts": True, "keep_draws": True, "progress": False}
-    there = patch(model, pairs, **settings, **keep)
+    there = method(model, pairs, **settings, **keep)
     if "stored" not in there.attrs:
         raise PatchlibError(f"{name} is not stored for these settings: run `make sweeps`")
-    here = patch(model, pairs, **settings, **keep, recompute=True)
+    here = method(model, pairs, **settings, **keep, recompute=True)
     measured = ["patched", "clean", "corrupted"]
     xr.testing.assert_equal(there[measured].isnull(), here[measured].isnull())
     apart = [abs(there[run] - here[run]) / abs(here[run]).clip(min=1) for run in measured]

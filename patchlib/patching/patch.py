@@ -318,7 +318,7 @@ def _patch(
     chosen_metrics = metric_definitions.choose(metrics)
     if direction not in ("denoise", "noise"):
         raise PatchlibError(f"direction={direction!r}: allowed are 'denoise' and 'noise'")
-    described = sources.describe(source, direction)
+    described = sources.describe(source, pairs, direction)
     sources.require_fit(source, pairs, positions)
     one_place = not isinstance(positions, list)
     kept: dict[str, Any] = {"metrics": ", ".join(metric.name for metric in chosen_metrics)}
@@ -331,9 +331,7 @@ def _patch(
     numbers = _Numbers.of(chosen_metrics, pairs, draws, frame)
     made: dict[str, str] = {}
     for piece in (
-        store.pieces(model, pairs, frame, corruption, chosen_metrics, what)
-        if stored and corruption is not None
-        else ()
+        store.pieces(model, pairs, frame, corruption, chosen_metrics, draws, what) if stored else ()
     ):
         if numbers.enter(piece):
             made = piece.attrs

@@ -21,8 +21,8 @@ from patchlib.prompts.tokenizing import TokenizedPrompt
 class Zero:
     """Zeros in place of activations."""
 
-    def describe(self) -> dict[str, str]:
-        """The source, as results keep it."""
+    def describe(self, pairs: PromptPairs) -> dict[str, str]:
+        """The source, as results keep it, where some prompts are patched."""
         return {"source": "zeros"}
 
 
@@ -48,10 +48,10 @@ class Mean:
     def __post_init__(self) -> None:
         _require_by(self.by)
 
-    def describe(self) -> dict[str, str]:
-        """The source, as results keep it."""
-        of = "the prompts" if self.reference is None else _described(self.reference)
-        return {"source": f"mean over {of}" + (", by roles" if self.by == "roles" else "")}
+    def describe(self, pairs: PromptPairs) -> dict[str, str]:
+        """The source, as results keep it, where some prompts are patched."""
+        by = ", by roles" if self.by == "roles" else ""
+        return _described("mean over {}" + by, pairs if self.reference is None else self.reference)
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,12 @@ class Resample:
         generator = derive_generator(self.seed, "Resample", list(prompt.clean))
         return others[int(torch.randperm(len(others), generator=generator)[draw])]
 
-    def describe(self) -> dict[str, str | int]:
-        """The source, as results keep it."""
-        of = "the prompts" if self.pool is None else _described(self.pool)
-        of += ", by roles" if self.by == "roles" else ""
-        what = f"clean runs drawn from {of} (draws={self.draws}, seed={self.seed})"
-        return {"source": what, "source_draws": self.draws}
+    def describe(self, pairs: PromptPairs) -> dict[str, str | int]:
+        """The source, as results keep it, where some prompts are patched."""
+        how = (", by roles" if self.by == "roles" else "") + f" (draws={self.draws}, "
+        what = "clean runs drawn from {}" + how + f"seed={self.seed})"
+        found = _described(what, pairs if self.pool is None else self.pool)
+        return {**found, "source_draws": self.draws}
 
 
 def _require_by(by: str) -> None:
@@ -144,7 +144,7 @@ Taken = Run | Mapping[str, Tensor]
 """A run on as many prompts, or activations by their full name for all prompts alike."""
 
 
-def describe(source: Source | None, direction: str) -> Mapping[str, str | int]:
+def describe(source: Source | None, pairs: PromptPairs, direction: str) -> Mapping[str, str | int]:
     """Where activations come from, as results keep it.
 
     Raises:
@@ -153,10 +153,10 @@ def describe(source: Source | None, direction: str) -> Mapping[str, str | int]:
     if source is None:
         return {"source": "clean run" if direction == "denoise" else "corrupted run"}
     if isinstance(source, PromptPairs):
-        return {"source": f"clean run of {_described(source)}"}
+        return _described("clean run of {}", source)
     prompts = getattr(source, "reference", getattr(source, "pool", None))
     if isinstance(source, Zero | Mean | Resample) and isinstance(prompts, PromptPairs | None):
-        return source.describe()
+        return source.describe(pairs)
     raise PatchlibError(
         f"source={source!r}: give pl.Zero(), pl.Mean(), pl.Mean(pairs), pl.Resample(pairs) or "
         "prompts (PromptPairs), or leave it out for the other run"
@@ -216,8 +216,11 @@ def require_fit(source: Source | None, pairs: PromptPairs, positions: object) ->
             )
 
 
-def _described(pairs: PromptPairs) -> str:
-    return f"{len(pairs)} prompts of {pairs.task}, {pairs.fingerprint}"
+def _described(what: str, of: PromptPairs) -> dict[str, str]:
+    return {
+        "source": what.format(f"{len(of)} prompts of {of.task}"),
+        "source_prompts": of.fingerprint,
+    }
 
 
 def kind(source: Source | None, prompt: TokenizedPrompt) -> object:

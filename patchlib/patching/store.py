@@ -1,8 +1,8 @@
 """Stored sweeps: what `patch` has already measured is read, not measured again.
 
 A stored sweep is a netCDF file in ``data/sweeps/<model>/`` with the metrics of every unpatched and
-patched run, for each prompt and draw of the noise. Effects are worked out from them anew, so one
-file serves every request for some of its prompts, draws, metrics and cells.
+patched run, for each prompt and draw. Effects are worked out from them anew, so one file serves
+every request for some of its prompts, draws, metrics and cells.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from transformer_lens.model_bridge import TransformerBridge
 from patchlib.errors import PatchlibError
 from patchlib.files import DATA, write_whole
 from patchlib.models.loading import describe
-from patchlib.patching.cells import UNITS
 from patchlib.patching.checkpoint import fingerprints, hooked, places
 from patchlib.patching.frames import Frame
 from patchlib.patching.metrics import METRICS, Metric
@@ -37,6 +36,9 @@ _DIGITS = 6
 # What a number does not depend on, or by less than the digits that are compared.
 _NO_MATTER = {"device", "patchlib", "torch", "transformers", "transformer_lens", "modules"}
 _BASE = ("metric", "prompt", "draw")
+# What a number depends on beside model, prompts, draws and cells, by whichever method.
+_DECIDES = ("method", "component", "parts", "activation", "receivers", "mlps", "direction")
+_DECIDES += ("source", "source_prompts", "corruption")
 
 
 def keep(path: Path, model: TransformerBridge, pairs: PromptPairs, fx: xr.Dataset) -> None:
@@ -46,8 +48,8 @@ def keep(path: Path, model: TransformerBridge, pairs: PromptPairs, fx: xr.Datase
         path: the file.
         model: the model of the result, as it was then.
         pairs: its prompts.
-        fx: a result of `patchlib.patch` on every head or layer, with ``keep_prompts=True`` and
-            ``keep_draws=True``.
+        fx: a result of `patchlib.patch` or another method on every head or layer, with
+            ``keep_prompts=True`` and ``keep_draws=True``.
 
     Raises:
         PatchlibError: for a result without values per prompt and draw, of some heads only, or of
@@ -55,20 +57,20 @@ def keep(path: Path, model: TransformerBridge, pairs: PromptPairs, fx: xr.Datase
     """
     if not {"prompt", "draw"} <= set(fx.effect.dims) or "heads" in fx.attrs:
         raise PatchlibError(
-            "a stored sweep holds every head or layer, prompt and draw: call pl.patch(..., "
-            "keep_prompts=True, keep_draws=True) without heads="
+            "a stored sweep holds every head or layer, prompt and draw: make it with "
+            "keep_prompts=True and keep_draws=True, and without heads="
         )
     if fx.attrs["prompts"] != pairs.fingerprint:
         raise PatchlibError("this result is of other prompts: give the prompts it was made from")
-    befores = [int(number) for number in str(fx.attrs["window_before"]).split(", ")]
+    befores = [int(number) for number in str(fx.attrs.get("window_before", 0)).split(", ")]
     data = fx[["patched", "clean", "corrupted"]].drop_vars(["text", "token"], errors="ignore")
     if "window" not in data.dims:
-        data = data.assign(patched=data.patched.expand_dims(window=[fx.attrs["window"]]))
+        data = data.assign(patched=data.patched.expand_dims(window=[fx.attrs.get("window", 1)]))
     if "position" not in data.dims:
         data = data.drop_vars("position", errors="ignore")
         data = data.assign(patched=data.patched.expand_dims(position=[fx.attrs["positions"]]))
     data = data.assign_coords(
-        before=("window", befores), of_prompt=("prompt", _prompts(pairs, fx.attrs["site"]))
+        before=("window", befores), of_prompt=("prompt", _prompts(pairs, fx.attrs.get("site")))
     )
     data["position"] = data.position.astype(str)
     data.attrs = fx.attrs | {
@@ -85,8 +87,9 @@ def pieces(
     model: TransformerBridge,
     pairs: PromptPairs,
     frame: Frame,
-    corruption: Corruption,
+    corruption: Corruption | None,
     metrics: Sequence[Metric],
+    draws: int,
     what: Mapping[str, Any],
 ) -> Iterator[xr.Dataset]:
     """Whatever is stored of a request, in the form of a checkpoint's passes.
@@ -95,23 +98,31 @@ def pieces(
         model: the model; nothing is stored of one with hooks on it.
         pairs: the prompts.
         frame: the cells.
-        corruption: the corruption.
+        corruption: the corruption, where there is one; nothing is stored of somebody's own.
         metrics: what is measured; nothing is stored of somebody's own.
-        what: the settings of `patchlib.patch`, as its result keeps them.
+        draws: how many draws there are, of the noise or of what is put in.
+        what: the settings of `patchlib.patch` or another method, as its result keeps them.
 
     Yields:
         Datasets with ``patched``, ``unpatched`` and the coordinates ``prompt``, ``draw``, ``cell``.
         The attribute ``stored`` says when a sweep was computed, by which version and, where that
         is known, in how long.
     """
-    if is_own(corruption) or any(metric not in METRICS.values() for metric in metrics):
+    if any(metric not in METRICS.values() for metric in metrics):
         return
-    drawn = {name: value for name, value in corruption.describe().items() if name != "draws"}
-    asked = {name: what[name] for name in ("component", "direction", "source")} | drawn
+    asked = {name: what.get(name) for name in _DECIDES}
+    if corruption is not None:
+        if is_own(corruption):
+            return
+        own = corruption.describe()
+        if "source_draws" not in what:
+            own.pop("draws", None)
+        asked |= own
+    names = _prompts(pairs, None if corruption is None else corruption.site)
     for path in _stored(model, asked):
         data = _load(path, path.stat().st_mtime_ns)
         if {metric.name for metric in metrics} <= set(data.metric.values):
-            yield from _overlap(data, pairs, frame, corruption, metrics, what)
+            yield from _overlap(data, names, frame, metrics, draws, what)
 
 
 def answered(model: TransformerBridge, pairs: PromptPairs) -> Bool[np.ndarray, " prompt"] | None:
@@ -131,7 +142,7 @@ def answered(model: TransformerBridge, pairs: PromptPairs) -> Bool[np.ndarray, "
         if dropped is None or settings != pairs.settings:
             continue
         data = _load(path, path.stat().st_mtime_ns)
-        kept = np.isin(_prompts(pairs, attributes["site"]), data.of_prompt)
+        kept = np.isin(_prompts(pairs, attributes.get("site")), data.of_prompt)
         if kept.sum() + dropped == len(pairs):
             return kept
     return None
@@ -157,23 +168,23 @@ def _stored(model: TransformerBridge, asked: Mapping[str, Any]) -> Iterator[Path
 
 def _overlap(
     data: xr.Dataset,
-    pairs: PromptPairs,
+    names: Sequence[str],
     frame: Frame,
-    corruption: Corruption,
     metrics: Sequence[Metric],
+    draws: int,
     what: Mapping[str, Any],
 ) -> Iterator[xr.Dataset]:
     """What one stored sweep holds of a request."""
     known = {name: row for row, name in enumerate(data.of_prompt.values.tolist())}
-    rows = [known.get(name) for name in _prompts(pairs, corruption.site)]
-    draws = range(min(corruption.draws, data.sizes["draw"]))
-    found = [(i, row, draw) for i, row in enumerate(rows) if row is not None for draw in draws]
+    rows = [known.get(name) for name in names]
+    both = range(min(draws, data.sizes["draw"]))
+    found = [(i, row, draw) for i, row in enumerate(rows) if row is not None for draw in both]
     numbers, at = _cells(data, frame, what)
     if not found or not numbers.size:
         return
     data = data.sel(metric=[metric.name for metric in metrics])
     _, prompts, drawn = np.array(found).T
-    cells = [dim for dim in ("window", "layer", *UNITS, "position") if dim in data.dims]
+    cells = ["window", *_between(frame), "position"]
     patched = data.patched.transpose(*_BASE, *cells).values[:, prompts, drawn]
     runs = ("clean", "corrupted") if what["direction"] == "denoise" else ("corrupted", "clean")
     unpatched = [data[run].transpose(*_BASE).values[:, prompts, drawn] for run in runs]
@@ -185,7 +196,8 @@ def _overlap(
             "unpatched": (("run", "metric", "instance"), np.stack(unpatched)),
         },
         coords=places([(i, draw) for i, _, draw in found]) | {"cell": numbers},
-        attrs={"stored": made, "engine": data.attrs["engine"]},
+        attrs={"stored": made}
+        | {name: data.attrs[name] for name in ["engine"] if name in data.attrs},
     )
 
 
@@ -193,15 +205,14 @@ def _cells(
     data: xr.Dataset, frame: Frame, what: Mapping[str, Any]
 ) -> tuple[Int[np.ndarray, " cell"], tuple[Int[np.ndarray, " cell"], ...]]:
     """The numbers of the request's cells that are stored, and where in the stored array each is."""
-    windows = np.atleast_1d(frame.coordinates.get("window", [what["window"]]))
+    windows = np.atleast_1d(frame.coordinates.get("window", [what.get("window", 1)]))
     befores = [int(number) for number in str(frame.before).split(", ")]
     reach = list(zip(data.window.values.tolist(), data.before.values.tolist(), strict=True))
     labels: list[Sequence[Hashable]] = [list(zip(windows.tolist(), befores, strict=True))]
     stored: list[Sequence[Hashable]] = [reach]
-    for dim in ("layer", *UNITS):
-        if dim in data.dims:
-            labels.append(list(frame.coordinates[dim]))
-            stored.append(data[dim].values.tolist())
+    for dim in _between(frame):
+        labels.append(list(frame.coordinates[dim]))
+        stored.append(data[dim].values.tolist())
     labels.append([*map(str, frame.coordinates.get("position", [what["positions"]]))])
     stored.append(data.position.values.tolist())
     where = [
@@ -213,14 +224,19 @@ def _cells(
     return np.flatnonzero(there), tuple(grid[there] for grid in grids)
 
 
-def _prompts(pairs: PromptPairs, site: str) -> list[str]:
+def _between(frame: Frame) -> list[str]:
+    """The dimensions of cells but window and position, of which a stored sweep has several."""
+    return [dim for dim in frame.coordinates if dim not in ("window", "position")]
+
+
+def _prompts(pairs: PromptPairs, site: str | None) -> list[str]:
     """What each prompt is known by: its tokens, clean and replaced, answers and positions."""
     return [
         hashlib.sha256(
             json.dumps(
                 [
                     prompt.clean,
-                    prompt.corrupted.get(site),
+                    prompt.corrupted.get(site) if site else None,
                     prompt.answers,
                     prompt.wrong_answers,
                     sorted(prompt.positions.items()),
