@@ -8,6 +8,7 @@ are shown as their mean.
 from patchlib.show.plot.curves import add_curve, lines, windows
 from patchlib.show.plot.heads import draws, intervals, ranked
 from patchlib.show.plot.maps import heatmap, heatmaps
+from patchlib.show.plot.pairs import pairs
 from patchlib.show.plot.patterns import attention, attention_bars, bars, check_attention
 from patchlib.show.plot.style import save
 
@@ -22,6 +23,7 @@ __all__ = [
     "heatmaps",
     "intervals",
     "lines",
+    "pairs",
     "ranked",
     "save",
     "windows",

@@ -34,10 +34,12 @@ _DASHES: Any = {"linestyle": "--", "linewidth": 0.8, "zorder": 1}
 # Inches: one line of type, and what stands above and below the rows of a figure.
 _LINE, _AROUND = 0.14, 1.3
 _STRONGEST = 8
+# How many names a side has room for: of neurons dozens are detected.
+_NAMED = 14
 
 
 def ranked(fx: xr.Dataset, metric: str = "logit_diff") -> Figure:
-    """Draws the effects of all heads in order of size, and names those that detection finds.
+    """Draws all effects in order of size, and names the strongest that detection finds.
 
     Dashed lines are the thresholds, mean ± 2 standard deviations of all heads (Section 3).
 
@@ -64,7 +66,7 @@ def ranked(fx: xr.Dataset, metric: str = "logit_diff") -> Figure:
     cells = cells.isel(cell=np.argsort(-cells.values, kind="stable"))
     order, what = {name: rank for rank, name in enumerate(cells.cell.values)}, unit(effect)
     with matplotlib.rc_context(STYLE):
-        drawn = new_figure(5, max(3.4, _AROUND + _LINE * max(len(above), len(below))))
+        drawn = new_figure(5, max(3.4, _AROUND + _LINE * min(_NAMED, max(len(above), len(below)))))
         axes = drawn.subplots()
         axes.axhline(0, color="0.5", linewidth=0.6, zorder=1)
         _thresholds(axes.axhline, thresholds, "0.3")
@@ -77,16 +79,21 @@ def ranked(fx: xr.Dataset, metric: str = "logit_diff") -> Figure:
         axes.set_title(title(fx))
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.02, y=0.12)
-        _name(drawn, axes, cells, order, above, 1)
-        _name(drawn, axes, cells, order, below[::-1], -1)
+        _name(drawn, axes, cells, order, above[:_NAMED], 1)
+        _name(drawn, axes, cells, order, below[:_NAMED][::-1], -1)
         drawn.alt = (
             f"All {len(order)} {what}s in order of {label(metric, fx)}. Above mean + "
-            f"{DETECTION_SD} SD: {', '.join(above) or 'none'}; below mean - {DETECTION_SD} SD: "
-            f"{', '.join(below) or 'none'}. {title(fx)}"
+            f"{DETECTION_SD} SD: {_listed(above)}; below mean - {DETECTION_SD} SD: "
+            f"{_listed(below)}. {title(fx)}"
         )
         notes: dict[str, Artist] = {_THRESHOLD: Line2D([], [], color="0.3", **_DASHES)}
         legend(drawn, notes)
     return drawn
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return (", ".join(names[:_NAMED]) or "none") + more
 
 
 def _name(
