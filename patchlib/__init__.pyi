@@ -34,8 +34,11 @@ from .measure.unpatched import baselines as baselines
 from .measure.unpatched import keep_answered as keep_answered
 from .methods.ablation import ablate as ablate
 from .methods.interactions import interactions as interactions
+from .methods.mediation import mediate as mediate
 from .methods.paths import direct_effect as direct_effect
 from .methods.paths import path_patch as path_patch
+from .methods.repair import repaired_share as repaired_share
+from .methods.repair import self_repair as self_repair
 from .models.loading import load_model as load_model
 from .paper import advice as advice
 from .paper import experiments as experiments

@@ -78,6 +78,21 @@ def test_logit_difference(r: list, r_wrong: list, expected: float):
     assert value("logit_diff", LOGITS, r, r_wrong).tolist() == pytest.approx([expected])
 
 
+@pytest.mark.parametrize(
+    ("r", "r_wrong", "expected"),
+    [([3], [0], 4.0), ([0], [3], 0.25), ([[0, 2, -1]], [[1, -1]], 2.0), ([[1, 3]], [[0, 2]], 1.5)],
+)
+def test_odds(r: list, r_wrong: list, expected: float):
+    """Ratios of summed probabilities; of single answers the logit difference is the log."""
+    assert value("odds", LOGITS, r, r_wrong).tolist() == pytest.approx([expected])
+    assert value("log_odds", LOGITS, r, r_wrong).tolist() == pytest.approx([math.log(expected)])
+    shifted = value("log_odds", LOGITS + 100, r, r_wrong)
+    assert shifted.tolist() == pytest.approx([math.log(expected)], abs=1e-4)
+    assert (expected in (4.0, 0.25)) == (
+        value("logit_diff", LOGITS, r, r_wrong).tolist() == pytest.approx([math.log(expected)])
+    )
+
+
 def test_kl_divergence_from_and_to_uniform():
     """The sum of p·log(p/q), with the source run as p."""
     p, q = [0.1, 0.2, 0.3, 0.4], 0.25
@@ -152,6 +167,8 @@ def test_signs():
         "wrong_prob": -1,
         "rank": -1,
         "accuracy": 1,
+        "log_odds": 1,
+        "odds": 1,
     }
     assert [name for name, metric in metrics.METRICS.items() if metric.normalized] == ["logit_diff"]
 

@@ -1,1 +1,1 @@
-"""Methods beside activation patching, with its results: ablation, interactions, paths."""
+"""Methods beside activation patching: ablation, interactions, paths, mediation, self-repair."""

@@ -1,4 +1,4 @@
-"""How to measure: probability, logit difference, KL divergence and four more (Section 2.1).
+"""How to measure: probability, logit difference, KL divergence and six more (Section 2.1).
 
 Each metric turns the logits at the last position into one number per prompt. Its effect compares
 the patched run with the run that it started from. One sign holds for all: an effect is positive
@@ -67,8 +67,8 @@ class Metric:
 
     @property
     def whole(self) -> bool:
-        """Whether it reads the whole vocabulary; the logit difference reads the answers alone."""
-        return self.value is not logit_difference
+        """Whether it reads the whole vocabulary; differences and odds read the answers alone."""
+        return self.value not in (logit_difference, log_odds, odds)
 
 
 def _over(
@@ -108,6 +108,20 @@ def log_probability(logits: Logits, r: Answers, r_wrong: Answers, source: Logits
     return _over(logits.log_softmax(-1), r, torch.logsumexp, -torch.inf)
 
 
+def log_odds(logits: Logits, r: Answers, r_wrong: Answers, source: Logits) -> Tensor:
+    """log P(r) - log P(r'), in nats; over sets of their summed probabilities.
+
+    Of two single answers that is their logit difference, but its effect is not normalised.
+    """
+    right, wrong = (_over(logits, each, torch.logsumexp, -torch.inf) for each in (r, r_wrong))
+    return right - wrong
+
+
+def odds(logits: Logits, r: Answers, r_wrong: Answers, source: Logits) -> Tensor:
+    """P(r) / P(r'), as Vig et al. (2020) measure; without bound where P(r') goes towards 0."""
+    return log_odds(logits, r, r_wrong, source).exp()
+
+
 def rank(logits: Logits, r: Answers, r_wrong: Answers, source: Logits) -> Tensor:
     """How many tokens are ranked above r, 0 if none; over a set, above its best member."""
     best = _over(logits, r, torch.amax, -torch.inf)
@@ -137,6 +151,8 @@ METRICS = {
         Metric("wrong_prob", "probability of r'", wrong_probability, sign=-1),
         Metric("rank", "rank (places)", rank, sign=-1),
         Metric("accuracy", "accuracy", accuracy),
+        Metric("log_odds", "log odds (nats)", log_odds),
+        Metric("odds", "odds", odds),
     )
 }
 
