@@ -33,6 +33,9 @@ from .measure.sweeps import sweep as sweep
 from .measure.unpatched import baselines as baselines
 from .measure.unpatched import keep_answered as keep_answered
 from .methods.ablation import ablate as ablate
+from .methods.circuit import completeness as completeness
+from .methods.circuit import faithfulness as faithfulness
+from .methods.circuit import minimality as minimality
 from .methods.interactions import interactions as interactions
 from .methods.mediation import mediate as mediate
 from .methods.paths import direct_effect as direct_effect

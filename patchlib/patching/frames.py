@@ -201,6 +201,26 @@ def of_pairs(
     )
 
 
+def of_sets(
+    model: TransformerBridge,
+    pairs: PromptPairs,
+    dim: str,
+    sets: Mapping[str, tuple[Part, ...]],
+) -> Frame:
+    """The frame of `patchlib.faithfulness`: one cell for each set, at all positions."""
+    where, position = _positions(pairs, "all")
+    return _frame(
+        model,
+        pairs,
+        {dim: list(sets)},
+        position,
+        where,
+        lambda group: [Cell(parts) for parts in sets.values()],
+        ["z"],
+        [True] * len(sets),
+    )
+
+
 def _frame(
     model: TransformerBridge,
     pairs: PromptPairs,
