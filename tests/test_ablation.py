@@ -1,5 +1,6 @@
 """Ablation: zeros, means and other prompts' activations in the clean run."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -241,6 +242,24 @@ def test_by_roles(tiny: TransformerBridge):
     with pytest.raises(pl.PatchlibError, match=r"no prompt of \d+ tokens with its named positions"):
         some, rest = groups[min(groups, key=str)], groups[max(groups, key=str)]
         pl.ablate(tiny, pairs[some], with_=pl.Mean(pairs[rest], by="roles"), **OPTIONS)
+
+
+def test_means_of_replaced_tokens(tiny_gpt2: TransformerBridge):
+    """The mean over corrupted prompts is that over the same prompts, written as clean ones."""
+    pairs = pl.tasks.ioi(tiny_gpt2, n=4)
+    replaced = [
+        dataclasses.replace(prompt, clean=prompt.corrupted["ABC"], words=())
+        for prompt in pairs.prompts
+    ]
+    written = PromptPairs("ABC", tuple(replaced))
+    by_site, by_hand = (
+        pl.ablate(tiny_gpt2, pairs, with_=source, **OPTIONS)
+        for source in (pl.Mean(site="ABC"), pl.Mean(written))
+    )
+    np.testing.assert_allclose(by_site.patched, by_hand.patched, **CLOSE)
+    plain = pl.ablate(tiny_gpt2, pairs, with_=pl.Mean(), **OPTIONS)
+    assert abs(by_site.patched - plain.patched).max() > 1e-4
+    assert by_site.attrs["source"] == ("mean over 4 prompts of ioi with tokens replaced at ABC")
 
 
 def test_draws_beside_the_noise(tiny_gpt2: TransformerBridge):

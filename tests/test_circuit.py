@@ -174,7 +174,7 @@ def test_what_results_keep(tiny_gpt2: TransformerBridge):
     fx = pl.completeness(tiny_gpt2, pairs, {"A": "1.0, 0.2"}, draws=2, seed=5, **OPTIONS)
     assert fx.attrs["circuit"] == "A: 1.0, 0.2" and fx.attrs["n_heads"] == 2
     assert fx.attrs["always_kept"] == "MLPs, embedding"
-    assert fx.attrs["method"] == "circuit" and fx.attrs["component"] == "head"
+    assert fx.attrs["method"] == "circuit"
     assert fx.attrs["positions"] == "all" and fx.attrs["source"] == "zeros"
     assert (fx.attrs["subset_draws"], fx.attrs["subset_seed"]) == (2, 5)
 

@@ -9,6 +9,7 @@ import xarray as xr
 
 import patchlib as pl
 from patchlib import PatchlibError
+from patchlib.methods.circuit import criteria
 from patchlib.methods.interactions import joint
 from patchlib.paper import sweeps
 from patchlib.patching import store
@@ -114,6 +115,10 @@ STORED_METHODS = {
         {"method": pl.path_patch, "senders": "mlp", "receivers": "logits", "mlps": "freeze"},
         {"method": pl.direct_effect, "senders": "mlp", "metrics": "prob"},
     ),
+    "a circuit": (
+        {"method": criteria, "circuit": {"A": ["4.1", "3.1"], "B": "5.0"}, "with_": "mean"},
+        {"method": criteria, "circuit": {"A": ["4.1"]}, "with_": "mean", "draws": 0},
+    ),
     "pairs in one direction": (
         {"method": joint, "parts": SETS, "direction": "noise"},
         {"method": joint, "parts": [SETS[2], SETS[0]], "direction": "noise"},
@@ -131,7 +136,7 @@ def test_other_methods_are_served(mini, stored, name, kept):
         {key: sources.get(value, value) if isinstance(value, str) else value for key, value in each}
         for each in (there.items(), asked.items())
     )
-    if there.get("method") is not pl.ablate:
+    if there.get("method") not in (pl.ablate, criteria):
         there, asked = ({"corruption": pl.STR("S2")} | each for each in (there, asked))
     stored(mini, pairs, **there)
     for some in (pairs, pairs[[4, 1]]):
@@ -390,6 +395,12 @@ LISTED = {
         "direction": "noise",
     },
     "direct": {"method": "direct_effect", "senders": "mlp", "corruption": "STR", "site": "S2"},
+    "circuit": {
+        "method": "criteria",
+        "circuit": {"A": ["4.1", "3.1"], "B": ["5.0"]},
+        "with_": {"kind": "Mean", "by": "roles", "site": "ABC"},
+        "draws": 2,
+    },
     "pairs": {
         "method": "joint",
         "parts": SETS,

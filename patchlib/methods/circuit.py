@@ -146,7 +146,7 @@ def completeness(
     """
     classes, every = _classes(model, circuit), _every_head(model)
     heads, subsets = _heads(classes), _subsets(classes, draws, seed)
-    kept = [whole - K for K in subsets.values() for whole in (every, heads)]
+    kept = _less(subsets.values(), every, heads)
     F = _values(model, pairs, kept, with_, metrics, memory_budget, recompute, progress)
     data = xr.Dataset(
         {
@@ -216,17 +216,15 @@ def minimality(
         "nothing": [Heads() for _ in nodes],
         "its class": [classes[name] - [head] for head, name in nodes],
     }
-    both = [
-        [(heads - K, heads - K - [head]) for K, (head, _) in zip(Ks, nodes, strict=True)]
-        for Ks in removed.values()
-    ]
-    kept = [each for pairs_of in both for pair in pairs_of for each in pair] + [every]
+    kept = [every, *_less(_removals(classes), heads)]
     F = _values(model, pairs, kept, with_, metrics, memory_budget, recompute, progress)
+
+    def of(K: Heads) -> xr.DataArray:
+        return F[label(heads - K, every)]
+
     changes = [
-        xr.concat(
-            [F[label(after, every)] - F[label(before, every)] for before, after in row], "node"
-        )
-        for row in both
+        xr.concat([of(K | [head]) - of(K) for K, (head, _) in zip(Ks, nodes, strict=True)], "node")
+        for Ks in removed.values()
     ]
     change = xr.concat(changes, "without").assign_coords(
         without=list(removed), node=[str(head) for head, _ in nodes]
@@ -239,12 +237,14 @@ def minimality(
     return data.assign_attrs(F.attrs | _described(classes))
 
 
-def knock_out(
+def criteria(
     model: TransformerBridge,
     pairs: PromptPairs,
-    kept: Sequence[Heads],
+    circuit: Circuit,
     *,
     with_: Source,
+    draws: int = 10,
+    seed: int = 0,
     metrics: Metrics = "logit_diff",
     keep_prompts: bool = False,
     keep_draws: bool = False,
@@ -253,13 +253,15 @@ def knock_out(
     recompute: bool = False,
     progress: bool | Callable[[int, int], object] = True,
 ) -> xr.Dataset:
-    """Ablates all heads but some, for one set of heads that are kept after another.
+    """All runs that the three criteria need, for a stored sweep that serves them.
 
     Args:
         model: as in `faithfulness`.
         pairs: as in `faithfulness`.
-        kept: the heads that are kept in each run.
+        circuit: as in `faithfulness`.
         with_: as in `faithfulness`.
+        draws: as in `completeness`.
+        seed: as in `completeness`.
         metrics: as in `patch`.
         keep_prompts: as in `patch`.
         keep_draws: as in `patch`.
@@ -269,12 +271,44 @@ def knock_out(
         progress: as in `patch`.
 
     Returns:
-        A dataset as `ablate` gives it, over ``metric`` and ``kept``, each set by its `label`.
+        A dataset as `ablate` gives it, over ``metric`` and ``kept``, each set of heads that are
+        kept by its `label`.
 
     Raises:
-        PatchlibError: as `ablate` does.
+        PatchlibError: as `faithfulness` does.
     """
-    require_evaluation(model)
+    classes, every = _classes(model, circuit), _every_head(model)
+    heads, subsets = _heads(classes), _subsets(classes, draws, seed)
+    kept = _less(subsets.values(), every, heads) + _less(_removals(classes), heads)
+    return _knock_out(
+        model,
+        pairs,
+        [*kept, Heads()],
+        with_,
+        metrics,
+        keep_prompts,
+        keep_draws,
+        Limits.of(model, "auto", memory_budget),
+        checkpoint,
+        progress,
+        not recompute,
+    )
+
+
+def _knock_out(
+    model: TransformerBridge,
+    pairs: PromptPairs,
+    kept: Sequence[Heads],
+    with_: Source,
+    metrics: Metrics,
+    keep_prompts: bool,
+    keep_draws: bool,
+    limits: Limits,
+    checkpoint: str | os.PathLike[str] | None,
+    progress: bool | Callable[[int, int], object],
+    stored: bool,
+) -> xr.Dataset:
+    """Ablates all heads but some, for one set of heads that are kept after another."""
     require_prompts(model, pairs)
     if with_ is None:
         raise PatchlibError(
@@ -289,17 +323,17 @@ def knock_out(
         frames.of_sets(model, pairs, "kept", sets),
         None,
         metrics,
-        {"method": "circuit", "component": "head"},
+        {"method": "circuit"},
         "all",
         "noise",
         with_,
         keep_prompts,
         keep_draws,
         "hooks",
-        Limits.of(model, "auto", memory_budget),
+        limits,
         checkpoint,
         progress,
-        stored=not recompute,
+        stored=stored,
     )
 
 
@@ -322,22 +356,16 @@ def _values(
     progress: bool | Callable[[int, int], object],
 ) -> xr.Dataset:
     """The metric of every prompt with some heads kept, one variable for each set's `label`."""
-    fx = knock_out(
-        model,
-        pairs,
-        kept,
-        with_=with_,
-        metrics=metrics,
-        keep_prompts=True,
-        memory_budget=memory_budget,
-        recompute=recompute,
-        progress=progress,
+    limits = Limits.of(model, "auto", memory_budget)
+    fx = _knock_out(
+        model, pairs, kept, with_, metrics, True, False, limits, None, progress, not recompute
     )
     return fx.patched.drop_vars("text").to_dataset("kept").assign_attrs(fx.attrs)
 
 
 def _classes(model: TransformerBridge, circuit: Circuit) -> dict[str, Heads]:
     """The heads of each class."""
+    require_evaluation(model)
     if isinstance(circuit, Mapping):
         classes = {str(name): Heads(heads) for name, heads in circuit.items()}
     else:
@@ -369,6 +397,18 @@ def _subsets(classes: Mapping[str, Heads], draws: int, seed: int) -> dict[str, H
         for number, row in enumerate(chosen.tolist(), 1)
     }
     return {"nothing": Heads(), **classes, **random, "everything": heads}
+
+
+def _removals(classes: Mapping[str, Heads]) -> list[Heads]:
+    """The sets of heads that `minimality` removes: each head, with and without its class."""
+    alone = [Heads([head]) for head in _heads(classes)]
+    others = [members - [head] for members in classes.values() for head in members]
+    return [Heads(), *alone, *others, *classes.values()]
+
+
+def _less(subsets: Iterable[Heads], *wholes: Heads) -> list[Heads]:
+    """Every whole less every subset."""
+    return [whole - K for K in subsets for whole in wholes]
 
 
 def _described(classes: Mapping[str, Heads]) -> dict[str, Any]:

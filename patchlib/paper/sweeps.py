@@ -26,6 +26,7 @@ from patchlib.errors import PatchlibError
 from patchlib.files import BUILD
 from patchlib.measure.unpatched import keep_answered
 from patchlib.methods.ablation import ablate
+from patchlib.methods.circuit import criteria
 from patchlib.methods.interactions import joint
 from patchlib.methods.paths import direct_effect, path_patch
 from patchlib.models.loading import load_model
@@ -35,7 +36,9 @@ from patchlib.patching.sources import Mean, Resample, Source, Zero, draws_of
 from patchlib.prompts.corruption import GN, STR
 from patchlib.prompts.pairs import PromptPairs
 
-_METHODS = {each.__name__: each for each in (patch, ablate, path_patch, direct_effect, joint)}
+_METHODS = {
+    each.__name__: each for each in (patch, ablate, path_patch, direct_effect, joint, criteria)
+}
 
 TOLERANCE = 1e-4
 """How far a stored number may be from one that is computed anew, in the metric's unit or, of

@@ -28,7 +28,7 @@ class Zero:
 
 @dataclass(frozen=True)
 class Mean:
-    """At each position the mean over the clean runs of some prompts.
+    """At each position the mean over runs of some prompts.
 
     Positions are numbers of tokens, and the mean is over prompts of the patched one's length.
 
@@ -37,6 +37,8 @@ class Mean:
         by: ``"position"``, over all of them; ``"roles"``, only over those whose named positions
             stand where the patched prompt's do. Wang et al. (2023) take means within a template,
             since at one position of several templates there are words of several roles.
+        site: where tokens are replaced in these prompts, as in `STR`; their clean runs where None.
+            Wang et al. take means over p_ABC: ``site="ABC"``.
 
     Raises:
         PatchlibError: for another ``by``.
@@ -44,14 +46,16 @@ class Mean:
 
     reference: PromptPairs | None = None
     by: str = "position"
+    site: str | None = None
 
     def __post_init__(self) -> None:
         _require_by(self.by)
 
     def describe(self, pairs: PromptPairs) -> dict[str, str]:
         """The source, as results keep it, where some prompts are patched."""
-        by = ", by roles" if self.by == "roles" else ""
-        return _described("mean over {}" + by, pairs if self.reference is None else self.reference)
+        how = f" with tokens replaced at {self.site}" if self.site is not None else ""
+        how += ", by roles" if self.by == "roles" else ""
+        return _described("mean over {}" + how, pairs if self.reference is None else self.reference)
 
 
 @dataclass(frozen=True)
@@ -263,7 +267,7 @@ def taken(
         return Run(pool[drawn].clean_tokens)
     prompt = pairs.prompts[numbers[0]]
     reference = pairs if isinstance(source, Zero) or source.reference is None else source.reference
-    by = "position" if isinstance(source, Zero) else source.by
+    by, site = ("position", None) if isinstance(source, Zero) else (source.by, source.site)
     alike = _alike(reference, prompt, by)
     if not alike:
         raise PatchlibError(
@@ -278,7 +282,8 @@ def taken(
     widest = max(cfg.d_model, int(cfg.d_mlp or 0), cfg.n_heads * max(cfg.d_head, length))
     kept = len(names) * widest
     for _, some in batches(model, reference[alike], memory_budget, kept):
-        _, found = run_with_edits(model, Run(some.clean_tokens), keep=names)
+        tokens = some.clean_tokens if site is None else some.corrupted_tokens(site)
+        _, found = run_with_edits(model, Run(tokens), keep=names)
         for name, values in found.items():
             # In double precision: half precision has no room for a sum over many prompts.
             total = values.sum(0, keepdim=True, dtype=torch.float64)
