@@ -153,10 +153,12 @@ def places(numbers: Sequence[tuple[int, int]]) -> dict[str, tuple[str, list[int]
 
 def hooked(model: TransformerBridge) -> list[str]:
     """The modules with hooks other than those by which the libraries record activations."""
+    # Nearly all modules are in both.
+    seen: set[torch.nn.Module] = set()
     return [
         name or "the model itself"
         for whole in (model, model.original_model)
-        for name, module in whole.named_modules()
+        for name, module in whole.named_modules(memo=seen)
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
         if isinstance(module, HookPoint)
         or not str(hook.__module__).startswith(("transformers.", "transformer_lens."))
