@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
@@ -76,26 +75,6 @@ def texts(figure: Figure) -> list[str]:
 
 def ticks(axis) -> list[str]:
     return [label.get_text() for label in axis.get_ticklabels()]
-
-
-def bars(values: dict[str, list[list[list[float]]]]) -> dict[str, xr.DataArray]:
-    coords = {"to": ["IO", "S1", "S2", "others"]}
-    return {
-        name: xr.DataArray(value, dims=("head", "prompt", "to"), coords=coords)
-        for name, value in values.items()
-    }
-
-
-BARS = bars(
-    {
-        # Means over the two heads: (0.6, 0.1, 0.1, 0.2) and (0.4, 0.3, 0.1, 0.2).
-        "clean": [
-            [[0.7, 0.1, 0.1, 0.1], [0.3, 0.4, 0.1, 0.2]],
-            [[0.5, 0.1, 0.1, 0.3], [0.5, 0.2, 0.1, 0.2]],
-        ],
-        "GN": [[[0.2, 0.3, 0.1, 0.4], [0.2, 0.1, 0.5, 0.2]]],
-    }
-)
 
 
 @pytest.mark.parametrize("metric", ["logit_diff", "prob", "kl"])
@@ -286,39 +265,6 @@ def test_titles_of_several_corruptions_and_sites() -> None:
     )
 
 
-def test_bars_are_means_and_error_bars_standard_deviations_over_prompts() -> None:
-    figure = plot.attention_bars(BARS)
-    (axes,) = figure.axes
-    clean, gn = axes.containers[1], axes.containers[3]
-    assert np.allclose([bar.get_height() for bar in clean], [0.5, 0.2, 0.1, 0.2])
-    assert np.allclose([bar.get_height() for bar in gn], [0.2, 0.2, 0.3, 0.3])
-    # Two values d apart have the standard deviation d / sqrt(2).
-    for container, apart in ((clean, [0.2, 0.2, 0, 0]), (gn, [0, 0.2, 0.4, 0.2])):
-        (segments,) = container.errorbar.lines[2]
-        lengths = [high[1] - low[1] for low, high in segments.get_segments()]
-        assert np.allclose(lengths, 2 * np.array(apart) / np.sqrt(2))
-    assert ticks(axes.xaxis) == ["IO", "S1", "S2", "others"]
-    assert axes.get_ylim() == (0, 1)
-    assert axes.get_ylabel() == "attention probability\nmean over heads ± SD over prompts"
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["clean", "GN"]
-    assert [to_hex(bar[0].get_facecolor()) for bar in (clean, gn)] == ["#999999", "#d55e00"]
-
-
-def test_bars_of_one_position_stand_side_by_side() -> None:
-    (axes,) = plot.attention_bars(BARS).axes
-    for position in range(4):
-        left, right = axes.containers[1][position], axes.containers[3][position]
-        assert left.get_x() + left.get_width() <= right.get_x() + 1e-9
-        middle = (left.get_x() + right.get_x() + right.get_width()) / 2
-        assert np.isclose(middle, position)
-
-
-def test_a_single_prompt_has_no_error_bars() -> None:
-    (axes,) = plot.attention_bars(bars({"clean": [[[0.6, 0.1, 0.1, 0.2]]]})).axes
-    assert axes.containers[0].errorbar is None
-    assert axes.get_ylabel() == "attention probability\nmean over heads"
-
-
 def test_a_map_of_key_value_heads() -> None:
     fx = result("layer", "head").rename(head="kv_head").assign_attrs(component="k")
     axes = plot.heatmap(fx, "kl").axes[0]
@@ -386,7 +332,6 @@ DRAWINGS: list[Callable[[], Figure]] = [
     lambda: plot.heatmap(result("layer", "position")),
     lambda: plot.heatmaps({"STR": result("layer", "head")}, ["prob", "kl"]),
     lambda: plot.lines({"STR": result("layer")}),
-    lambda: plot.attention_bars(BARS),
 ]
 
 
@@ -414,35 +359,9 @@ def test_figures_are_legible_and_shown_only_as_a_value(draw: Callable[[], Figure
         (lambda: plot.heatmaps({"STR": result("layer", "head")}, []), ["no metrics"]),
         (lambda: plot.lines({}), ["no result"]),
         (lambda: plot.lines(result("layer", "head")), ["fx.sel(head", "plot.heatmap"]),
-        (lambda: plot.attention_bars({}), ["no attention"]),
-        (lambda: plot.attention_bars({"GN": BARS["GN"][0]}), ["'GN'", "head, prompt, to"]),
-        (
-            lambda: plot.attention_bars(BARS | {"STR": BARS["GN"][:, :, :2]}),
-            ["'STR'", "IO, S1", "others"],
-        ),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(call: Callable[[], object], words: list[str]) -> None:
     with pytest.raises(PatchlibError) as refusal:
         call()
     assert [word for word in words if word not in str(refusal.value)] == []
-
-
-def test_a_curve_added_to_a_panel_is_the_mean_in_a_band_of_one_sd():
-    values = np.array([[0.0, 1.0, 4.0], [2.0, 1.0, 0.0]])
-    effect = xr.DataArray(values, dims=("draw", "layer"), coords={"layer": [0, 1, 2]})
-    axes = Figure().subplots()
-    plot.add_curve(axes, effect, "GN, mean of 2 draws")
-    plot.add_curve(axes, effect[:1], "STR")
-    plot.add_curve(axes, effect, "mine", "#009E73", "^")
-    mean = axes.lines[0].get_ydata()
-    assert mean.tolist() == [1, 1, 2]
-    assert [line.get_color() for line in axes.lines] == ["#D55E00", "#0072B2", "#009E73"]
-    assert [line.get_marker() for line in axes.lines] == ["s", "o", "^"]
-    # A single draw has no spread.
-    assert len(axes.collections) == 2
-    edges = axes.collections[0].get_paths()[0].vertices
-    at_last = edges[edges[:, 0] == 2, 1]
-    assert np.allclose([at_last.min(), at_last.max()], [2 - 8**0.5, 2 + 8**0.5])
-    with pytest.raises(PatchlibError, match="needs draw and layer"):
-        plot.add_curve(axes, effect.mean("draw"), "STR")

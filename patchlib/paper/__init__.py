@@ -2,17 +2,11 @@
 
 from patchlib.paper import advice, experiments
 from patchlib.paper.readings import attention, last_to_middle, peaks, sweep, windows
-from patchlib.paper.tables import (
-    class_counts,
-    is_model,
-    load,
-    value,
-)
+from patchlib.paper.tables import is_model, load, value
 
 __all__ = [
     "advice",
     "attention",
-    "class_counts",
     "experiments",
     "is_model",
     "last_to_middle",

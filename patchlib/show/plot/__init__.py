@@ -5,17 +5,15 @@ exactly once, as a value, with an alternative text. Results with values for each
 are shown as their mean.
 """
 
-from patchlib.show.plot.curves import add_curve, lines, windows
+from patchlib.show.plot.curves import lines, windows
 from patchlib.show.plot.heads import draws, intervals, ranked
 from patchlib.show.plot.maps import heatmap, heatmaps
 from patchlib.show.plot.pairs import pairs
-from patchlib.show.plot.patterns import attention, attention_bars, bars, check_attention
+from patchlib.show.plot.patterns import attention, bars, check_attention
 from patchlib.show.plot.style import save
 
 __all__ = [
-    "add_curve",
     "attention",
-    "attention_bars",
     "bars",
     "check_attention",
     "draws",

@@ -8,7 +8,6 @@ from typing import Any
 
 import matplotlib
 import xarray as xr
-from jaxtyping import Float
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -123,47 +122,6 @@ def _each_line(
         at = dict(zip(others, labels, strict=True))
         what = [f"window {at[dim]}" if dim == "window" else spelt(str(at[dim])) for dim in at]
         yield ", ".join(what), mean.sel(at), None if sd is None else sd.sel(at)
-
-
-def add_curve(
-    axes: Axes,
-    effect: Float[xr.DataArray, "draw layer"],
-    label: str,
-    colour: str | None = None,
-    marker: str | None = None,
-) -> None:
-    """Adds one curve over layers to a panel: the mean over draws, in a band of ± one SD.
-
-    Args:
-        axes: the panel.
-        effect: effects over draws of the noise and layers; no band for a single draw.
-        label: what the legend calls the curve.
-        colour: its colour; that of the run ``"STR"`` or ``"GN"`` where the label begins with it.
-        marker: its marker; by default as the colour.
-
-    Raises:
-        PatchlibError: for effects with other dimensions than draw and layer.
-
-    Example:
-        >>> import patchlib as pl
-        >>> from patchlib import plot
-        >>> model = pl.load_model("mini")
-        >>> fx = pl.patch(model, pl.tasks.ioi(model, n=2), "mlp", corruption=pl.GN("S2", draws=2),
-        ...               keep_draws=True, progress=False)
-        >>> axes = Figure().subplots()
-        >>> plot.add_curve(axes, fx.effect.sel(metric="kl"), "GN, mean of 2 draws")
-        >>> axes.lines[0].get_color(), len(axes.collections)
-        ('#D55E00', 1)
-    """
-    if set(effect.dims) != {"draw", "layer"}:
-        raise PatchlibError(
-            f"this effect has the dimensions {', '.join(map(str, effect.dims))}, and a curve needs "
-            "draw and layer: select one metric and position, and patch with keep_draws=True"
-        )
-    run = label.split(",")[0]
-    sd = effect.std("draw", ddof=1) if effect.sizes["draw"] > 1 else None
-    colour = colour or (colours([run])[run] if run in ("clean", "STR", "GN") else COLOURS[-1])
-    _draw_curve(axes, effect.mean("draw"), sd, label, colour, marker or MARKERS[run == "GN"])
 
 
 def _draw_curve(

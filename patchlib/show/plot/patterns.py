@@ -24,53 +24,6 @@ _PER_TOKEN, _LABELS, _BAR = 0.15, 0.6, 0.6
 _TOLERANCE = 1e-2
 
 
-def attention_bars(values: Mapping[str, Float[xr.DataArray, "head prompt to"]]) -> Figure:
-    """Draws where some heads attend from the last token, in several runs (Figure 3).
-
-    Bars are means over heads and prompts. Error bars are standard deviations over prompts of the
-    mean over heads, with n - 1 in the denominator; a single prompt has none.
-
-    Args:
-        values: results of `patchlib.attention_to`, named as the legend is to name the runs, such
-            as ``"clean"``, ``"STR"``, ``"GN"``.
-
-    Raises:
-        PatchlibError: where nothing is given, and for results with other dimensions or with
-            different positions.
-
-    Example:
-        >>> import xarray as xr
-        >>> to = xr.DataArray(["IO", "S1", "S2", "others"], dims="to")
-        >>> clean = xr.DataArray([[[0.6, 0.1, 0.1, 0.2]]], dims=("head", "prompt", "to"))
-        >>> figure = attention_bars({"clean": clean.assign_coords(to=to)})
-        >>> [float(bar.get_height()) for bar in figure.axes[0].patches]
-        [0.6, 0.1, 0.1, 0.2]
-    """
-    if not values:
-        raise PatchlibError("no attention was given: allowed is one or more runs with their names")
-    for name, value in values.items():
-        if set(value.dims) != {"head", "prompt", "to"}:
-            raise PatchlibError(
-                f"{name!r} has the dimensions {', '.join(map(str, value.dims))}; allowed are "
-                "head, prompt, to, as pl.attention_to gives them"
-            )
-    positions = [str(position) for position in next(iter(values.values())).to.values]
-    for name, value in values.items():
-        if [str(position) for position in value.to.values] != positions:
-            raise PatchlibError(
-                f"{name!r} has attention to {', '.join(map(str, value.to.values))}; allowed are "
-                f"the positions of the first run, {', '.join(positions)}"
-            )
-    over_heads = {name: value.mean("head") for name, value in values.items()}
-    means, spreads = (
-        pd.DataFrame([of(each).values for each in over_heads.values()], list(values), positions)
-        for of in (lambda each: each.mean("prompt"), lambda each: each.std("prompt", ddof=1))
-    )
-    means.attrs = next(iter(values.values())).attrs
-    note = "mean over heads" + (" ± SD over prompts" if spreads.notna().any(axis=None) else "")
-    return _draw_bars({"": means}, ({"": spreads}, {"": spreads}), note)
-
-
 def bars(
     tables: Mapping[str, pd.DataFrame] | pd.DataFrame,
     low: Mapping[str, pd.DataFrame] | pd.DataFrame | None = None,
