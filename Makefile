@@ -41,8 +41,8 @@ lab: $(INSTALLED)  ## Install what is missing and open the notebooks in JupyterL
 
 test: lint  ## Lint, then run the tests, the doctests and the notebooks on both models
 	$(FETCH)
-	$(IN_PARALLEL) --dist loadfile tests -m "not browser"
-	PATCHLIB_MODEL=mini $(IN_PARALLEL) --dist loadfile --doctest-modules patchlib
+	$(IN_PARALLEL) --dist worksteal tests -m "not browser"
+	PATCHLIB_MODEL=mini $(IN_PARALLEL) --dist worksteal --doctest-modules patchlib
 	PATCHLIB_MODEL=smollm2 $(NBVAL) --nbval notebooks --nbval-sanitize-with tests/nbval_sanitize.cfg
 	PATCHLIB_MODEL=mini $(NBVAL) --nbval-lax notebooks
 

@@ -160,9 +160,9 @@ def test_a_reference_with_corrupted_twins_is_refused(tiny_gpt2):
 )
 def test_less_memory_gives_the_same_distances(tiny_gpt2, corruption, least, more):
     """Noise needs the standard deviation of all embeddings, too."""
-    pairs = pl.tasks.ioi(tiny_gpt2, n=500)
+    pairs = pl.tasks.ioi(tiny_gpt2, n=150)
     reference = pl.ood(tiny_gpt2, pairs, corruption)
-    with pytest.raises(pl.PatchlibError, match=r"one layer of 500 prompts need") as refused:
+    with pytest.raises(pl.PatchlibError, match=r"one layer of 150 prompts need") as refused:
         pl.ood(tiny_gpt2, pairs, corruption, memory_budget=1000)
     smallest = int(str(refused.value).split("give memory_budget=")[1].split()[0])
     for budget in (least * smallest, np.int64(more * smallest)):
