@@ -340,7 +340,7 @@ def smollm2():
 
 @pytest.fixture(scope="module")
 def answered_once():
-    """Sweeps of one task keep the same prompts: the model answers them once, and not from a file."""
+    """Sweeps of one task keep the same prompts: the model answers them once, and from no file."""
     kept, keep_answered = {}, sweeps.keep_answered
 
     def keep(model, pairs, recompute):
