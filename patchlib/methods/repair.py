@@ -100,7 +100,7 @@ def self_repair(
             "with_=None: say what the output of removed parts becomes: pl.Zero(), pl.Mean(), "
             "pl.Resample() or prompts"
         )
-    described = sources.describe(with_, "noise")
+    described = sources.describe(with_, pairs, "noise")
     sources.require_fit(with_, pairs, "all")
     removed = _sets(model, parts)
     network = _network(model, pairs)
