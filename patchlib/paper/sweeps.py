@@ -179,9 +179,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("names", nargs="*", help="sweeps by name; all where none is given")
     parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--device", default="cpu", help="where to compute, such as cuda")
     parser.add_argument("--verify", action="store_true", help="compute everything and compare")
     chosen = parser.parse_args(arguments)
-    model = load_model(chosen.model)
+    model = load_model(chosen.model, device=chosen.device)
     for name in chosen.names or listed(chosen.model):
         if not chosen.verify:
             make(model, name)
