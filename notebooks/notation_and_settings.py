@@ -97,6 +97,7 @@ pd.Series(
 # | `greater_than` | `noun`, `XX`, `YY`, `end`, `last` | `YY` (by 01) | all earlier years (r: all later ones) |
 # | `docstring` | `A_def`, `B_def`, `C_def`, `A_doc`, `B_doc`, `last` | `C_def` | the variable in C's place |
 # | `arithmetic` | `X3`, `Y3`, `last` | `X3+Y3` | the result of the replaced sum |
+# | `pronouns` | `first`, `second`, `pronoun`, `last` | `pronoun` (by the other one) | the other profession |
 #
 # GN takes every position as a site, and several joined by `+`, such as `"S1+IO"`.
 #
@@ -114,6 +115,8 @@ pd.Series(
 # | `"wrong_prob"` | P_\*(r′) − P_pt(r′) | P_\*(r′) − P_cl(r′) |
 # | `"rank"` | places that r gains among all tokens | |
 # | `"accuracy"` | share of prompts with r on top, pt − \* | |
+# | `"log_odds"` | log P(r)/P(r′) of pt − that of \*, in nats: LD without the division, where both are single tokens | its way from \* to cl |
+# | `"odds"` | P(r)/P(r′) of pt − that of \* | its way from \* to cl |
 #
 # Where r is a set (greater-than), P sums over it and LD is a difference of sums of logits. Functions of logits and
 # `pl.Metric(name, label, value)` add metrics of your own. A head is **detected** where its effect lies beyond the mean ± 2

@@ -1,4 +1,4 @@
-"""The five tasks: their positions, their corruptions, and what mini never saw of them."""
+"""The tasks: their positions, their corruptions, and what mini never saw of them."""
 
 import hashlib
 import itertools
@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedTokenizerFa
 
 import patchlib as pl
 from patchlib.prompts.pairs import PromptPairs, TokenizedPrompt
-from patchlib.tasks import docstrings, facts, indirect_objects, sums, years
+from patchlib.tasks import docstrings, facts, indirect_objects, professions, sums, years
 from patchlib.training import corpus
 
 N = 60
@@ -671,6 +671,42 @@ def test_greater_than_with_tokens_of_three_digits(tmp_path):
     assert one_by_one(model, tokens_of(model, " 1745")) == [" ", "174", "5"]
     with pytest.raises(pl.PatchlibError, match="one token covers both XX and YY"):
         pl.tasks.greater_than(model, n=1)
+
+
+def test_pronouns_of_smollm2(smollm2):
+    """One pronoun is replaced by the other; the answer is the profession of its gender."""
+    pairs = pl.tasks.pronouns(smollm2, n=60)
+    assert pairs.settings["words"] == ["She", "He"] and pairs.settings["refused"] == 0
+    kinds = Counter()
+    for prompt in pairs.prompts:
+        assert changed(prompt, "pronoun") == where(prompt, "pronoun")
+        words = {name: spell(smollm2, prompt, name).strip() for name in ("first", "second")}
+        (right,), (wrong,) = (
+            one_by_one(smollm2, t) for t in (prompt.answers, prompt.wrong_answers)
+        )
+        pronoun = spell(smollm2, prompt, "pronoun").strip()
+        own, other = (
+            (professions.HERS, professions.HIS)
+            if pronoun == "She"
+            else (professions.HIS, professions.HERS)
+        )
+        assert right.strip() in own and wrong.strip() in other
+        assert {*words.values()} == {right.strip(), wrong.strip()}
+        kinds.update([(pronoun, words["first"] == right.strip())])
+    # Either pronoun, and either profession first, as often.
+    assert set(kinds.values()) == {15} and len(kinds) == 4
+
+
+def test_pronouns_of_other_lengths(pairs_of, at):
+    """For mini She is two tokens and He is one, so that names stand in for them."""
+    for prompt in pairs_of("pronouns").prompts:
+        assert changed(prompt, "pronoun") == where(prompt, "pronoun")
+        assert {at(prompt, "pronoun"), at(prompt, "pronoun", "pronoun")} == {" Mary", " John"}
+
+
+def test_professions_are_of_one_kind_and_follow_an_a():
+    assert not {*professions.HERS} & {*professions.HIS}
+    assert not [word for word in (*professions.HERS, *professions.HIS) if word[0] in "aeiou"]
 
 
 # Facts that SmolLM2 knows

@@ -1,8 +1,8 @@
-"""The paper's five tasks: each function draws prompt pairs for a model.
+"""The paper's five tasks, and pronouns: each function draws prompt pairs for a model.
 
-All prompts are held out: `mini` was trained on the same templates with other names, years,
-arguments and operands. Facts are the exception, since a fact can only be recalled after it was
-learnt. Every task takes the model first: its tokenizer decides what is one token, and so which
+All prompts of the five are held out: `mini` was trained on the same templates with other names,
+years, arguments and operands. Facts are the exception, since a fact can only be recalled after it
+was learnt. Every task takes the model first: its tokenizer decides what is one token, and so which
 prompts fit and which form greater-than and arithmetic have. ``pairs.settings`` says what came of
 it.
 """
@@ -19,10 +19,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from patchlib.errors import PatchlibError
 from patchlib.prompts.pairs import PromptPairs, draw
 from patchlib.prompts.tokenizing import TokenizedPrompt
-from patchlib.tasks import docstrings, indirect_objects, sums, tokens, years
+from patchlib.tasks import docstrings, indirect_objects, professions, sums, tokens, years
 from patchlib.tasks.facts import FactPair, own_file, read
 
-__all__ = ["arithmetic", "docstring", "factual_recall", "greater_than", "ioi"]
+__all__ = ["arithmetic", "docstring", "factual_recall", "greater_than", "ioi", "pronouns"]
 
 
 def ioi(
@@ -251,3 +251,42 @@ def arithmetic(
     prompts = sums.prompts(random.Random(f"sums {seed}"), operator, by_digit)
     settings = {"n": n, "seed": seed, "operator": operator, "form": _FORM[by_digit]}
     return draw(model, prompts, n, "arithmetic", settings, prepend_bos)
+
+
+def pronouns(
+    model: TransformerBridge, n: int = 100, seed: int = 0, prepend_bos: bool | None = None
+) -> PromptPairs:
+    """Whom a pronoun means: "A nurse met a builder at the station. She was the" → " nurse".
+
+    Nothing in the sentence says so but what the model has come to expect of women and men: the
+    gender bias of Vig et al. (2020).
+
+    Args:
+        model: the model that will run the prompts.
+        n: how many prompts, half of them about a woman.
+        seed: seeds the draw.
+        prepend_bos: whether a beginning-of-sequence token comes first; the model's default where
+            None.
+
+    Returns:
+        Pairs with the positions ``first``, ``second`` (the professions), ``pronoun``, ``last``; r
+        is the profession that mostly people of the pronoun's gender have and r' the other one;
+        token replacement at ``pronoun``, by the other pronoun. ``settings`` gives the ``words``:
+        Mary and John for a tokenizer for which the pronouns have different lengths.
+
+    Raises:
+        PatchlibError: where no profession of one kind is one token.
+
+    Example:
+        >>> import patchlib as pl
+        >>> pairs = pl.tasks.pronouns(pl.load_model("mini"), n=1)
+        >>> sorted(pairs.positions), pairs.settings["words"]
+        (['first', 'last', 'pronoun', 'second'], ['Mary', 'John'])
+    """
+    hers, his = (
+        tokens.single(model, "professions", kind) for kind in (professions.HERS, professions.HIS)
+    )
+    words = professions.subjects(model)
+    prompts = professions.prompts(random.Random(f"pronouns {seed}"), hers, his, words)
+    settings = {"n": n, "seed": seed, "words": list(words)}
+    return draw(model, prompts, n, "pronouns", settings, prepend_bos)
