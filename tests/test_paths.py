@@ -112,6 +112,7 @@ def four_runs(
     sender: tuple[str, int, int | None],
     receivers: list[str],
     mlps: str,
+    at: int | slice = slice(None),
 ) -> Tensor:
     """Wang et al.'s procedure by plain hooks: the mean logit difference when denoising."""
     source, destination = pairs.clean_tokens, pairs.corrupted_tokens("S2")
@@ -125,9 +126,9 @@ def four_runs(
                 frozen[get_act_name(kind, layer)] = b[get_act_name(kind, layer)].clone()
         name = get_act_name(activation, sender_layer)
         if head is None:
-            frozen[name] = a[name]
+            frozen.setdefault(name, b[name].clone())[:, at] = a[name][:, at]
         else:
-            frozen[name][:, :, head] = a[name][:, :, head]
+            frozen[name][:, at, head] = a[name][:, at, head]
         seen: dict[str, Tensor] = {}
         reading: list[tuple[str, int | slice]] = []
         for receiver in receivers:
@@ -187,6 +188,33 @@ def test_the_four_runs(model: TransformerBridge, receivers: list[str], mlps: str
         theirs = four_runs(model, pairs, ("mlp_out", layer, None), receivers, mlps)
         np.testing.assert_allclose(of_mlps[layer], theirs, **CLOSE)
     assert heads[:2].std() > 1e-4
+
+
+@pytest.mark.parametrize("receivers", [["k2.3", "v2.0"], ["mlp_in2"]], ids=" ".join)
+def test_senders_at_some_positions(tiny: TransformerBridge, receivers: list[str]):
+    """One each, as plain hooks give it; nothing where the runs do not differ."""
+    pairs = pl.tasks.ioi(tiny, 3, seed=3)
+    assert len({len(prompt.clean) for prompt in pairs.prompts}) == 1
+    options = {**OPTIONS, "metrics": "logit_diff"}
+    each = pl.path_patch(tiny, pairs, "head", receivers, positions="each", **options)
+    at = int((pairs.clean_tokens != pairs.corrupted_tokens("S2")).any(0).int().argmax())
+    assert (each.effect.sel(position=slice(None, at - 1)) == 0).all()
+    for position in (at, each.sizes["position"] - 1):
+        theirs = four_runs(tiny, pairs, ("z", 1, 3), receivers, "recompute", position)
+        np.testing.assert_allclose(each.patched[0, 1, 3, position], theirs, **CLOSE)
+    late = pl.path_patch(tiny, pairs, "head", receivers, positions="last", **options)
+    np.testing.assert_allclose(late.patched, each.patched.isel(position=-1), **CLOSE)
+    assert late.effect.std() > 0
+
+
+def test_a_position_that_not_every_prompt_has(tiny_gpt2: TransformerBridge):
+    """Is NaN in those without it, and an effect in the others."""
+    pairs = pl.tasks.factual_recall(tiny_gpt2, 12)
+    options = {**OPTIONS, "corruption": pl.STR("subject"), "keep_prompts": True}
+    there = np.array([bool(at) for at in pairs.at("middle_subject")])
+    assert 0 < there.sum() < len(pairs)
+    fx = pl.path_patch(tiny_gpt2, pairs, "mlp", "v2.0", positions="middle_subject", **options)
+    assert (fx.effect.notnull() == xr.DataArray(there, dims="prompt")).all()
 
 
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
