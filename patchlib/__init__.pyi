@@ -18,6 +18,7 @@ from .measure.curves import last_to_middle as last_to_middle
 from .measure.curves import peaks as peaks
 from .measure.detection import detect as detect
 from .measure.detection import heads_of as heads_of
+from .measure.distance import distance as distance
 from .measure.distance import ood as ood
 from .measure.effects import stolfo as stolfo
 from .measure.effects import sum_windows as sum_windows

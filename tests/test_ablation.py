@@ -297,7 +297,7 @@ def test_what_results_are_used_for(mini: TransformerBridge):
     strongest = pl.heads_of(pl.detect(mean), "kl")[0]
     at = mean.effect.sel(metric="kl", layer=strongest.layer, head=strongest.head)
     assert at == mean.effect.sel(metric="kl").max()
-    assert "ablated: mean over 8 prompts of ioi" in title(mean)
+    assert "effect of ablating heads\nmean over 8 prompts of ioi" in title(mean)
 
 
 def test_what_is_refused(tiny_gpt2: TransformerBridge):

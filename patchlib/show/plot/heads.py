@@ -136,7 +136,7 @@ def _spread(values: Sequence[float], step: float, low: float, high: float) -> li
 
 
 def draws(fx: xr.Dataset, metric: str = "logit_diff") -> Figure:
-    """Draws for each draw of noise the effects of the heads that any draw detects.
+    """Draws for each draw the effects of the heads that any draw detects.
 
     Filled points are detected in their draw, with its own threshold; the bands show where the
     thresholds of all draws lie. After a head stands in how many of the draws it is detected.
@@ -194,7 +194,7 @@ def draws(fx: xr.Dataset, metric: str = "logit_diff") -> Figure:
         )
         axes.set_title(title(fx))
         drawn.alt = (
-            f"Effects of {len(names)} {what}s in each of {n_draws} draws of noise, with the "
+            f"Effects of {len(names)} {what}s in each of {n_draws} draws, with the "
             f"thresholds. {label(metric, fx)}. {title(fx)}"
         )
         point: Any = {"color": "none", "marker": "o", "markersize": 4, "markeredgecolor": "0.3"}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import matplotlib
 import numpy as np
 import xarray as xr
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -16,8 +19,8 @@ from patchlib.show.plot.style import STYLE, legend, new_figure, title
 
 # Inches.
 _CELL = 0.33
-_OUTLINE = {"fill": False, "edgecolor": "black", "linewidth": 0.9}
-_ALONE = {"facecolor": "0.92", "edgecolor": "0.7", "linewidth": 0.4}
+_OUTLINE: dict[str, Any] = {"fill": False, "edgecolor": "black", "linewidth": 0.9}
+_ALONE: dict[str, Any] = {"facecolor": "0.92", "edgecolor": "0.7", "linewidth": 0.4}
 
 
 def pairs(data: xr.Dataset, metric: str = "logit_diff") -> Figure:
@@ -68,7 +71,10 @@ def pairs(data: xr.Dataset, metric: str = "logit_diff") -> Figure:
             f"{len(directions)} maps of the interactions of {len(names)} components, "
             f"{', '.join(directions)}. {metric_label(metric, data.attrs)}. {heading}"
         )
-        notes = {"interval without zero": Patch(**_OUTLINE), "effect alone": Patch(**_ALONE)}  # type: ignore[arg-type]
+        notes: dict[str, Artist] = {
+            "interval without zero": Patch(**_OUTLINE),
+            "effect alone": Patch(**_ALONE),
+        }
         legend(drawn, notes)
     return drawn
 
@@ -87,9 +93,9 @@ def _draw(axes: Axes, chosen: xr.Dataset, names: list[str], limit: float) -> Axe
         strong = abs(value) > 0.6 * limit
         _write(axes, row, column, value, "white" if strong else "black")
         if gates[row, column] in ("AND", "OR"):
-            axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, zorder=3, **_OUTLINE))  # type: ignore[arg-type]
+            axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, zorder=3, **_OUTLINE))
     for number in range(len(names)):
-        axes.add_patch(Rectangle((number - 0.5, number - 0.5), 1, 1, **_ALONE))  # type: ignore[arg-type]
+        axes.add_patch(Rectangle((number - 0.5, number - 0.5), 1, 1, **_ALONE))
         _write(axes, number, number, effects[number, number], "0.35")
     axes.set_xticks(range(len(names)), names, rotation=90)
     axes.set_yticks(range(len(names)), names)

@@ -63,6 +63,7 @@ _WHAT = {
     "k": "keys",
     "v": "values",
     "pattern": "attention patterns",
+    "neuron": "neurons",
 }
 # As the paper writes them.
 _NAMES = {
@@ -168,8 +169,10 @@ def title(*results: xr.Dataset) -> str:
     first, *others = (fx.attrs | _chosen(fx) for fx in results)
     same = {key: value for key, value in first.items() if all(o.get(key) == value for o in others)}
     what, how = "", ""
+    ablation = same.get("method") == "ablation"
     if "component" in same:
-        what = f"effect of patching {_WHAT.get(same['component'], same['component'])}"
+        done = "ablating" if ablation else "patching"
+        what = f"effect of {done} {_WHAT.get(same['component'], same['component'])}"
         window = same.get("window", 1)
         what += f" in windows of {window}" if window != 1 and str(window).isdigit() else ""
         what += f" at {same['position']}" if "position" in same else ""
@@ -183,15 +186,15 @@ def title(*results: xr.Dataset) -> str:
         how += ", noising" if same.get("direction") == "noise" else ""
         source = same.get("source", "clean run")
         how += f", from {source}" if source not in ("clean run", "corrupted run") else ""
-    elif same.get("method") == "ablation":
-        how = f"ablated: {same['source']}" if "source" in same else "ablated"
+    elif ablation:
+        how = str(same.get("source", ""))
     # Beside noise, replaced tokens do not count as one draw of it.
     noisy = [fx for fx in results if fx.attrs.get("corruption") != "STR"]
     where = ", ".join(
         [
             *(spelt(same[name]) for name in ("model", "task") if name in same),
             *_counted(results, "n_prompts", "prompt", "prompt{}"),
-            *_counted(noisy, "draws", "draw", "draw{} of noise"),
+            *_counted(noisy, "draws", "draw", "draw{}" if ablation else "draw{} of noise"),
         ]
     )
     return "\n".join(filter(None, (what, how, where)))
