@@ -6,6 +6,7 @@ are shown as their mean.
 """
 
 from patchlib.show.plot.curves import lines, windows
+from patchlib.show.plot.graph import circuit
 from patchlib.show.plot.heads import draws, intervals, ranked
 from patchlib.show.plot.maps import heatmap, heatmaps
 from patchlib.show.plot.pairs import pairs
@@ -16,6 +17,7 @@ __all__ = [
     "attention",
     "bars",
     "check_attention",
+    "circuit",
     "draws",
     "heatmap",
     "heatmaps",

@@ -36,13 +36,14 @@ def circuit(
     Args:
         classes: the heads of each class, such as ``{"Name Mover": ["9.9", "10.0"]}``.
         edges: the effect from one class to another, or to ``"logits"``: blue where it helps the
-            answer, red where it works against it. Classes send to later ones alone.
+            answer, red where it works against it. Classes send to later ones alone. A
+            class without heads is left out, and its edges with it.
         at: at which token each class works, such as ``{"Name Mover": "END"}``, from left to right
             in the order of the sentence; one column where None.
         about: a result whose model, task, corruption and number of prompts go into the title.
 
     Raises:
-        PatchlibError: for no class, for a class without heads or without a token, and for edges of
+        PatchlibError: where no class has a head, for a class without a token, and for edges of
             classes that there are not or that lead back.
 
     Example:
@@ -53,9 +54,11 @@ def circuit(
         >>> [text.get_text() for text in figure.axes[0].texts if "9.9" in text.get_text()]
         ['Name Mover\\n9.9']
     """
-    heads = {name: Heads(each) for name, each in classes.items()}
-    tokens = dict.fromkeys(heads, "") if at is None else dict(at)
-    _require_sense(heads, edges, tokens)
+    given = {name: Heads(each) for name, each in classes.items()}
+    tokens = dict.fromkeys(given, "") if at is None else dict(at)
+    _require_sense(given, edges, tokens)
+    heads = {name: each for name, each in given.items() if each}
+    edges = {ends: effect for ends, effect in edges.items() if {*ends} <= {*heads, _OUTPUT}}
     layer = {name: sum(head.layer for head in each) / len(each) for name, each in heads.items()}
     places, lanes = _places(layer, tokens)
     height = places[_OUTPUT][1]
@@ -85,6 +88,7 @@ def circuit(
             + "; ".join(f"{name} ({each})" for name, each in heads.items())
             + ". Arrows: "
             + "; ".join(f"{sender} to {receiver}" for sender, receiver in edges)
+            + f". {axes.get_title()}"
         )
     return drawn
 
@@ -92,8 +96,8 @@ def circuit(
 def _require_sense(
     heads: Mapping[str, Heads], edges: Mapping[tuple[str, str], float], at: Mapping[str, str]
 ) -> None:
-    if not heads or not all(heads.values()):
-        raise PatchlibError("a circuit has at least one class, and each class at least one head")
+    if not any(heads.values()):
+        raise PatchlibError("a circuit has at least one head: give classes of heads")
     if lacking := [name for name in heads if name not in at]:
         raise PatchlibError(f"at= names no token of {', '.join(lacking)}: give one for each class")
     for sender, receiver in edges:
@@ -103,7 +107,8 @@ def _require_sense(
                     f"an edge of {name!r}: allowed are {', '.join(heads)} and, as receiver, "
                     f"{_OUTPUT!r}"
                 )
-        if receiver != _OUTPUT and min(heads[sender]).layer >= max(heads[receiver]).layer:
+        ends = [heads[name] for name in (sender, receiver) if name != _OUTPUT]
+        if len(ends) == 2 and all(ends) and min(ends[0]).layer >= max(ends[1]).layer:
             raise PatchlibError(
                 f"an edge from {sender!r} to {receiver!r}, none of whose heads comes later"
             )
@@ -126,8 +131,8 @@ def _places(
         if layer[name] - before >= 1:
             row, before = row + 1, layer[name]
         rows[name] = float(row)
-    left = 0
-    for token in dict.fromkeys(tokens[name] for name in layer):
+    left, mine = 0, list[str]()
+    for token in dict.fromkeys(tokens.values()):
         mine = [name for name in by_layer if tokens[name] == token]
         outwards = sorted(range(len(mine)), key=lambda lane: abs(lane - (len(mine) - 1) / 2))
         places |= {
