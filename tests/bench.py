@@ -256,6 +256,62 @@ def other_sweeps(clock: Clock, device: str) -> list[Row]:
     return table
 
 
+def methods(clock: Clock, device: str) -> list[Row]:
+    """Methods beside activation patching, of GPT-2 small's geometry, by logit difference."""
+    model = random_model(device, GPT2Config())
+    pairs, layers, heads = random_pairs(model), model.cfg.n_layers, model.cfg.n_heads
+    tokens, other = (each.to(device) for each in (pairs.clean_tokens, pairs.corrupted_tokens("S2")))
+    with torch.no_grad():
+        caches = [model.run_with_cache(each)[1] for each in (tokens, other)]
+    direct_path = partial(
+        patching.get_act_patch_direct_path, model, other, *caches, logit_difference, layers - 2, 0
+    )
+
+    def zero(z: torch.Tensor, hook: object) -> torch.Tensor:
+        z[:, :, 0] = 0
+        return z
+
+    def zeros() -> None:
+        for layer in range(0, layers, 3):
+            hooks = [(f"blocks.{layer}.attn.hook_z", zero)]
+            logit_difference(model.run_with_hooks(tokens, fwd_hooks=hooks))
+
+    direct_passes = {"work": lambda: direct_path(verbose=False), "passes": heads, "model": model}
+    zero_passes = {"work": torch.no_grad()(zeros), "passes": layers // 3, "model": model}
+    options: Row = {"metrics": "logit_diff", "progress": False}
+    paths: Row = options | {"corruption": pl.STR("S2"), "receivers": "q9.9", "senders": "head"}
+    works: list[tuple[str, Callable[..., object], Row, int, Row, float | None]] = [
+        (
+            "paths of heads to q9.9, MLPs frozen",
+            pl.path_patch,
+            {"mlps": "freeze"} | paths,
+            9,
+            direct_passes,
+            5,
+        ),
+        ("paths of heads to q9.9, MLPs recomputed", pl.path_patch, paths, 9, direct_passes, 5),
+        (
+            "zero ablation of heads",
+            pl.ablate,
+            {"with_": pl.Zero()} | options,
+            layers,
+            zero_passes,
+            5,
+        ),
+    ]
+    table = [
+        compared(clock, name, partial(method, model, pairs, **given), below * heads, passes, aim)
+        for name, method, given, below, passes, aim in works
+    ]
+    # TransformerLens' own has the final norm frozen, and runs on folded weights alone.
+    direct = partial(pl.direct_effect, model, pairs, corruption=pl.STR("S2"), **options)
+    (seconds,) = clock.seconds(direct)
+    name = "direct effects of heads, final norm computed anew"
+    table.append({"work": name, "cells": layers * heads, "seconds": seconds})
+    show(table[-1:])
+    return table
+
+
 def of_mini(clock: Clock, device: str) -> list[Row]:
     """What a class waits for: all heads, 100 prompts, three metrics."""
     model = pl.load_model("mini", device=device)
@@ -331,6 +387,7 @@ def main() -> None:
             heads, configuration=SMOLLM2, aims={"head": 10, "q": 6}
         ),
         "other sweeps of GPT-2 small's geometry": other_sweeps,
+        "methods, of GPT-2 small's geometry": methods,
         "mini": of_mini,
         "growth, from 16 prompts of 15 tokens in 6 layers of 12 heads": growth,
     }

@@ -12,6 +12,7 @@ from memory import Memory
 from test_closed_form import A, B, E, prompt, save_weights, save_words, softmax
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities import get_act_name
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import patchlib as pl
 from patchlib.prompts.pairs import PromptPairs
@@ -284,6 +285,32 @@ def test_draws_beside_the_noise(tiny_gpt2: TransformerBridge):
             assert (fx.corrupted == fx.corrupted[{"draw": 0}]).all()
     with pytest.raises(pl.PatchlibError, match=r"Resample\(draws=2\) with 3 draws of the noise"):
         run(3, 2)
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_the_mean_of_effects_is_the_effect_of_the_mean(tiny_folders, tmp_path, linear: bool):
+    """Of the last MLP where nothing but a linear map follows; not where a norm does."""
+    folder = tiny_folders("gpt2")
+    if linear:
+        # Norms that divide by 10,000 whatever they are given, and multiply by it.
+        gpt2 = AutoModelForCausalLM.from_pretrained(folder)
+        gpt2.config.layer_norm_epsilon = 1e8
+        with torch.no_grad():
+            for name, parameter in gpt2.named_parameters():
+                if ".ln_" in name and name.endswith("weight"):
+                    parameter *= 1e4
+        gpt2.save_pretrained(tmp_path)
+        AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+        folder = tmp_path
+    model = pl.load_model(folder)
+    pairs = pl.tasks.ioi(model, n=9, seed=2)
+    _, same = max(pairs.by_length(), key=lambda group: len(group[0]))
+    assert len(same) >= 3
+    options = OPTIONS | {"component": "mlp", "layers": [2], "metrics": "logit_diff"}
+    mean = pl.ablate(model, same[:1], with_=pl.Mean(same[1:3]), **options)
+    both = pl.ablate(model, same[:1], with_=pl.Resample(same[1:3], draws=2), **options)
+    assert np.allclose(mean.patched, both.patched, rtol=1e-3, atol=1e-3) == linear
+    assert both.effect_sd.min() > 0.01
 
 
 def test_what_results_are_used_for(mini: TransformerBridge):

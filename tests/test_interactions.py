@@ -1,13 +1,16 @@
 """Pairs of components in both directions: AND, OR, additive."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
-from test_closed_form import prompt, save_weights, save_words
+from test_closed_form import READ, H, prompt, save_weights, save_words
 from transformer_lens.model_bridge import TransformerBridge
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import patchlib as pl
 from patchlib.patching.metrics import Logits
@@ -85,6 +88,71 @@ def test_gates(by_hand: TransformerBridge):
             pair = found.sel(first="0.0", second="0.1")
             np.testing.assert_allclose(pair.interaction, beyond, atol=1e-6)
             assert pair.gate == said
+
+
+def save_three_heads(folder: Path) -> None:
+    """Heads 0, 1 and 2 of one number each: "A E" has it 1, "B E" -1, and 6 times half of it goes to
+    a, b or c, of which the three logits are one each. There is no MLP, and head 3 does nothing."""
+    special = {"bos_token_id": 2, "eos_token_id": 2, "tie_word_embeddings": False}
+    sizes = {"vocab_size": 3, "n_positions": 8, "n_embd": 4, "n_layer": 1, "n_head": 4}
+    gpt2 = GPT2LMHeadModel(GPT2Config(**sizes, **special))
+    with torch.no_grad():
+        for name, parameter in gpt2.named_parameters():
+            if not (".ln_" in name and name.endswith("weight")):
+                parameter.zero_()
+        block = gpt2.transformer.h[0]
+        gpt2.transformer.wte.weight[:2] = H[:2]
+        block.attn.c_attn.weight[:, 8:11] = (READ[:, 0] - READ[:, 1])[:, None]
+        block.attn.c_proj.weight[:3] = 6 * H
+        gpt2.lm_head.weight[:] = READ.T
+    gpt2.save_pretrained(folder)
+    save_words(folder)
+
+
+def test_three_that_stand_in_for_each_other(tmp_path: Path):
+    """Of an OR each alone is enough and only all are needed, of an AND the reverse."""
+    save_three_heads(tmp_path)
+    model, pairs = pl.load_model(tmp_path), PromptPairs("by hand", (prompt(),) * 2)
+
+    def gate(name: str, join: Callable[[torch.Tensor, int], torch.Tensor]) -> pl.Metric:
+        def value(logits: Logits, r, r_wrong, source) -> torch.Tensor:
+            return join(logits > 0, -1).to(logits.dtype)
+
+        return pl.Metric(name, name, value, normalized=True)
+
+    options = {"corruption": pl.STR("first"), "metrics": [gate("or", torch.any)]}
+    options["metrics"] += [gate("and", torch.all)]
+    for heads in (["0.0"], ["0.2"], ["0.0", "0.2"], ["0.1", "0.2"], ["0.0", "0.1", "0.2"]):
+        found = {
+            direction: pl.patch_together(model, pairs, heads, direction=direction, **options)
+            for direction in ("denoise", "noise")
+        }
+        whole = len(heads) == 3
+        assert found["denoise"].effect.values.tolist() == [1, whole]
+        assert found["noise"].effect.values.tolist() == [whole, 1]
+    # Of any two of an OR, noising sees nothing: the third is there. Denoising tells it apart.
+    data = pl.interactions(model, pairs, ["0.0", "0.1"], **options, **OPTIONS)
+    pair = data.sel(first="0.0", second="0.1")
+    assert pair.sel(direction="denoise").gate.values.tolist() == ["OR", "additive"]
+    assert pair.sel(direction="noise").gate.values.tolist() == ["additive", "AND"]
+
+
+@pytest.mark.parametrize("activation", ["z", "k"])
+@pytest.mark.parametrize("name", ["mini", "llama"])
+def test_of_heads_that_share_keys_and_of_mini(tiny_folders, name: str, activation: str):
+    """What is beyond the sum, by joint patches of each and both."""
+    model = pl.load_model(name if name == "mini" else tiny_folders(name))
+    pairs, parts = pl.tasks.ioi(model, n=4), ["0.1", "1.0", "1.3"]
+    options = OPTIONS | {"corruption": pl.STR("S2"), "activation": activation}
+    data = pl.interactions(model, pairs, parts, **options)
+    for direction, sign in (("denoise", 1), ("noise", -1)):
+
+        def effect(*heads: str, direction: str = direction) -> xr.DataArray:
+            return pl.patch_together(model, pairs, heads, direction=direction, **options).effect
+
+        beyond = effect("0.1", "1.3") - effect("0.1") - effect("1.3")
+        found = data.interaction.sel(direction=direction, first="0.1", second="1.3")
+        np.testing.assert_allclose(found, sign * beyond, rtol=1e-3, atol=1e-4)
 
 
 def test_together_and_alone(tiny: TransformerBridge):

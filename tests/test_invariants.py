@@ -133,6 +133,41 @@ def test_restoring_the_whole_residual_stream_gives_the_clean_run(tiny, seed, n, 
     assert share == pytest.approx(1, abs=1e-4 / min(1, abs(way)))
 
 
+@given(seed=seeds, corruption=corruptions)
+def test_a_cut_carries_everything(tiny, seed, corruption):
+    """Each layer's residual stream is enough and is needed: links of one chain look the same."""
+    pairs = pl.tasks.ioi(tiny, 3, seed)
+    for direction, end in (("denoise", "clean"), ("noise", "corrupted")):
+        fx = run(tiny, pairs, "resid", corruption, direction=direction)
+        np.testing.assert_allclose(*xr.broadcast(fx.patched, fx[end]), **CLOSE)
+        shares = fx.effect.sel(metric="logit_diff")
+        way = abs((fx.clean - fx.corrupted).sel(metric="logit_diff").item())
+        np.testing.assert_allclose(shares, 1, atol=1e-4 / min(1, way))
+
+
+@given(seed=seeds, n=sizes, site=st.sampled_from(["S2", "IO", "S1+IO", "ABC"]))
+def test_denoising_some_positions_is_noising_all_others(tiny, seed, n, site):
+    """The two runs are one and the same, in every layer."""
+    pairs = pl.tasks.ioi(tiny, n, seed)
+    prompts = []
+    for prompt in pairs.prompts:
+        places = {at for name in ("S2", "last") for at in prompt.positions[name]}
+        rest = tuple(at for at in range(len(prompt.clean)) if at not in places)
+        prompts.append(dataclasses.replace(prompt, positions=prompt.positions | {"rest": rest}))
+    pairs = dataclasses.replace(pairs, prompts=tuple(prompts))
+    some, others = (
+        run(tiny, pairs, "resid", pl.STR(site), positions=positions, direction=direction)
+        for positions, direction in (("S2+last", "denoise"), ("rest", "noise"))
+    )
+    for metric in ("logit_diff", "prob"):
+        one, other = (fx.patched.sel(metric=metric) for fx in (some, others))
+        np.testing.assert_allclose(one, other, **CLOSE)
+    # What the one brings back is what the other leaves.
+    shares = [fx.effect.sel(metric="prob") for fx in (some, others)]
+    way = (some.clean - some.corrupted).sel(metric="prob")
+    np.testing.assert_allclose(shares[0] + shares[1], np.full(3, way), **CLOSE)
+
+
 @given(seed=seeds, n=sizes, component=components)
 def test_noise_of_scale_zero_gives_the_clean_run(tiny, seed, n, component):
     """There is then no way to go, so that its share is not a number and other effects are 0."""

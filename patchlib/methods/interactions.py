@@ -80,7 +80,7 @@ def interactions(
         (['4.1', '5.0, 5.1'], {'metric': 1, 'direction': 2, 'first': 2, 'second': 2})
     """
     given = [parts] if isinstance(parts, str) else list(parts)
-    found, settings = [], {}
+    found, settings = [], dict[str, object]()
     for direction in ("denoise", "noise"):
         fx = joint(
             model,

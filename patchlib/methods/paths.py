@@ -493,12 +493,12 @@ class _Paths:
                 for part in reads:
                     number = "qkv".index(part.activation)
                     part.of(qkv[number])[:] = part.of(anew[number])
-            q, *kv = qkv
+            q, k, v = qkv
             if start:
                 before = (each.repeat(rows, 1, 1, 1) for each in here.before[layer - first])
-                kv = [torch.cat(each, dim=1) for each in zip(before, kv, strict=True)]
+                k, v = (torch.cat(each, dim=1) for each in zip(before, (k, v), strict=True))
             x = x[:, queries]
-            middle = x + block.write(block.attend(q, *kv, mask))
+            middle = x + block.write(block.attend(q, k, v, mask))
             read = x if network.parallel else middle
             if len(reads) < len(receivers):
                 read = read + changes[self._read_by(Part("mlp_out", layer))][:, queries]

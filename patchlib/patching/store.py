@@ -37,8 +37,8 @@ _DIGITS = 6
 _NO_MATTER = {"device", "patchlib", "torch", "transformers", "transformer_lens", "modules"}
 _BASE = ("metric", "prompt", "draw")
 # What a number depends on beside model, prompts, draws and cells, by whichever method.
-_DECIDES = ("method", "component", "parts", "activation", "receivers", "mlps", "direction")
-_DECIDES += ("source", "source_prompts", "corruption")
+_DECIDES = {"method", "component", "parts", "activation", "receivers", "mlps", "direction"}
+_DECIDES |= {"source", "source_prompts", "corruption"}
 
 
 def keep(path: Path, model: TransformerBridge, pairs: PromptPairs, fx: xr.Dataset) -> None:
