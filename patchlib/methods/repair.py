@@ -129,7 +129,14 @@ def self_repair(
                     bar.update(len(index))
                     if callable(progress):
                         progress(done, total)
-    what = {"method": "self-repair", "parts": "; ".join(removed), "positions": "all", **described}
+    what = {
+        "method": "self-repair",
+        "parts": "; ".join(removed),
+        "positions": "all",
+        **described,
+        "metrics": metric,
+        f"label_{metric}": "what is made up (nats)",
+    }
     dims = "removed", "prompt", "layer", "head"
     data = xr.Dataset(
         {name: (dims[: values.ndim], values) for name, values in found.items()},
@@ -141,7 +148,7 @@ def self_repair(
     data["repaired"] = data.direct - data.total
     if not keep_prompts:
         data = data.drop_vars("text").mean("prompt", skipna=False)
-    return data.assign_attrs(of_result(model, pairs, what={**what, "metrics": metric}))
+    return data.assign_attrs(of_result(model, pairs, what=what))
 
 
 def repaired_share(fx: xr.Dataset) -> pd.DataFrame:

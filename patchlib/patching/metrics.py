@@ -283,8 +283,10 @@ def label(name: str, settings: Mapping[Hashable, object] | None = None) -> str:
 
     Args:
         name: the metric.
-        settings: the attributes of a result, which keep the label of somebody's own metric.
+        settings: the attributes of a result, which keep the label of somebody's own metric, and
+            another one where a method measures a metric in its own way.
     """
-    if name in METRICS:
+    own = (settings or {}).get(f"label_{name}")
+    if own is None and name in METRICS:
         return METRICS[name].label
-    return str((settings or {}).get(f"label_{name}", name.replace("_", " ")))
+    return str(own or name.replace("_", " "))

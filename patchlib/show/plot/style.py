@@ -188,6 +188,8 @@ def title(*results: xr.Dataset) -> str:
         how += f", from {source}" if source not in ("clean run", "corrupted run") else ""
     elif ablation:
         how = str(same.get("source", ""))
+    elif same.get("method") == "self-repair":
+        how = f"replaced by {same.get('source', 'several sources')}"
     # Beside noise, replaced tokens do not count as one draw of it.
     noisy = [fx for fx in results if fx.attrs.get("corruption") != "STR"]
     where = ", ".join(
