@@ -11,10 +11,10 @@ from patchlib.tasks import tokens
 from patchlib.tasks.indirect_objects import PLACES
 
 TEMPLATES = (
-    "There were a {first} and a {second} in the {place}. {pronoun} was the",
-    "A {first} and a {second} sat in the {place}. {pronoun} was the",
+    "There were a {first} and a {second} at the {place}. {pronoun} was the",
+    "A {first} and a {second} sat at the {place}. {pronoun} was the",
     "A {first} met a {second} at the {place}. {pronoun} was the",
-    "In the {place} a {first} greeted a {second}. {pronoun} was the",
+    "At the {place} a {first} greeted a {second}. {pronoun} was the",
 )
 # Held mostly by women and mostly by men; none begins with a vowel.
 HERS = tuple(
