@@ -108,7 +108,7 @@ def test_the_page_of_examples(monkeypatch, tmp_path):
     assert table.effect.notnull().sum() == 2 * 3
     assert queries.layer.values.tolist() == [23, 24] and queries.sizes["head"] == 9
     assert together.attrs["parts"] == "mlp_out3, z24.4"
-    assert ablated.attrs["source"] == "mean over the prompts"
+    assert ablated.attrs["source"] == "mean over 2 prompts of ioi"
 
     (shares,) = run(long, names)
     xr.testing.assert_equal(names["kept"], names["again"])
