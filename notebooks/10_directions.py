@@ -13,7 +13,7 @@
 #
 # Put a clean activation into the corrupted run, and see what comes back: **denoising**, as in all notebooks so far. Or
 # put a corrupted activation into the clean run, and see what is lost: **noising**. On SmolLM2 head 23.0, with some
-# names replaced, restores a third of the answer in the first experiment and loses next to nothing in the second. Two
+# names replaced, restores a quarter of the answer in the first experiment and loses next to nothing in the second. Two
 # correct numbers, one head. Is it important?
 #
 # At the end you can say which question each direction answers, tell from two heads patched together whether they need
@@ -147,6 +147,8 @@ roles["size"] = abs(sweep.mean["noise"].effect.sel(metric="logit_diff")).values.
 CLASSES = ["Induction", "S-Inhibition", "Name Mover", "Negative Name Mover"]
 known = roles.sort_values("size", ascending=False).groupby("role").head(3)
 heads = [head for role in CLASSES for head in known.index[known.role == role]]
+# A model that has no such heads shows its strongest.
+heads = heads if len(heads) > 1 else list(roles["size"].nlargest(4).index)
 few = pairs[:20]
 
 
@@ -161,10 +163,10 @@ ways = {(site, way): effect_of(site, way) for site in ("S2", "ABC") for way in r
 pd.DataFrame(ways, index=[[roles.role[head] for head in heads], heads]).round(2)
 
 # %% [markdown]
-# Under S2 the two columns say nearly the same, and they must: "… Jessica gave the ring to" with S2 exchanged is another
-# sentence of the same kind, whose answer is the other name. Noising a sentence is denoising its twin. ABC has no such
-# symmetry, since one run holds the answer and the other does not. **Which corruption you choose decides whether the
-# direction matters.**
+# Under S2 the two columns say nearly the same, and no wonder: a sentence with S2 exchanged is another sentence of the
+# same kind, whose answer is the other name. Noising a sentence is denoising its twin. ABC has no such symmetry, since
+# one run holds the answer and the other does not. **Which corruption you choose decides whether the direction
+# matters.**
 #
 # ## 4 Pairs
 #
