@@ -128,10 +128,10 @@ pl.claim("11-3", bool((far["mean"] < 0.9).all()), mean=far["mean"].round(2))
 
 # %% [markdown]
 # Two surprises. Zero is far from the cloud, on SmolLM2 up to forty times as far as another sentence, but only where a
-# head writes nearly the same for every sentence: then the cloud is small and lies far from the origin. A Name Mover
-# writes another name in every sentence, its cloud surrounds the origin, and zero is *nearer* to the middle than any
-# sentence. And the mean is in the middle by construction: no sentence of many dimensions is there. Neither is a typical
-# output. Only resampling is ordinary, since it *is* an output.
+# head writes nearly the same for every sentence: then the cloud is small and lies far from the origin. A head that
+# writes another name in every sentence, as 23.3 and 24.4 of SmolLM2 do, has a cloud around the origin, and zero is
+# *nearer* to its middle than a sentence is. And the mean is in the middle by construction, where no sentence of many
+# dimensions is. Neither is a typical output. Only resampling is ordinary, since it *is* an output.
 #
 # ## 3 Effects beside distances
 #
