@@ -13,7 +13,7 @@
 #
 # "A nurse met a builder at the station. **She** was the ..." Nothing in the sentence says who. A model answers all the same,
 # with what it has learnt about nurses, builders and pronouns. Vig et al. asked in which heads of GPT-2 that bias sits. They
-# took the question to a theory made for people and medicine, causal mediation, and thereby invented activation patching
+# took the question to causal mediation, a theory made for medicine and the social sciences, and so did activation patching
 # before it had its name: their "indirect effect" is noising, their "direct effect" is denoising seen from the other side.
 #
 # At the end you can translate between both languages, read a direct and an indirect effect off two patched runs, tell
@@ -69,7 +69,7 @@ total[["clean", "corrupted"]].mean().to_pandas().round(2)
 pl.predict("14-2", "three quarters")
 
 # %%
-some = pairs[:24]
+some = pairs[:20]
 every = [(layer, head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]
 
 
@@ -122,34 +122,33 @@ pl.claim(
 # %% [markdown]
 # ## 3 Which heads?
 #
-# One head at a time, as in Figure 4 of Vig et al. for GPT-2. The map shows the indirect effect of each head's pattern, with
-# its sign turned, so that blue heads carry the bias. **Look for** how many there are, and in which layers.
+# One head at a time. The maps show indirect effects with their sign turned, so that blue heads carry the bias. First
+# patterns, as Vig et al. drew them for GPT-2. **Look for** how many heads stand out, in which layers, and how many are red.
+
 
 # %%
-both = [
-    pl.patch(
-        model,
-        pairs,
-        "pattern",
-        corruption=SHE,
-        metrics=["log_odds", "odds"],
-        direction=way,
-        keep_prompts=True,
-        progress=False,
-    )
-    for way in ("denoise", "noise")
-]
-single = pl.mediate(*both)
+def mediators(component):
+    options = {"corruption": SHE, "metrics": ["log_odds", "odds"], "keep_prompts": True}
+    ways = [{"direction": way, "progress": False, **options} for way in ("denoise", "noise")]
+    single = pl.mediate(*(pl.patch(model, pairs, component, **way) for way in ways))
+    return single.assign(effect=-single.indirect)
+
+
+patterns = mediators("pattern")
+pl.plot.heatmap(patterns, "log_odds")
 
 # %%
-carried = single.assign(effect=-single.indirect)
-pl.plot.heatmap(carried, "log_odds")
-
-# %%
-cells = carried.effect.sel(metric="log_odds").stack(cell=["layer", "head"])
-here = cells.isel(prompt=slice(0, len(some))).mean("prompt")
-summed, jointly = float(here.sum()), -table.indirect["pattern"]
-pl.claim("14-4", abs(summed / jointly - 1) < 0.2, sum_of_single_heads=summed, jointly=jointly)
+cells = patterns.effect.sel(metric="log_odds").stack(cell=["layer", "head"])
+ends = pl.interval(patterns[["effect"]].sum(["layer", "head"])).sel(metric="log_odds")
+summed, jointly = float(cells.mean("prompt").sum()), -table.indirect["pattern"]
+pl.claim(
+    "14-4",
+    abs(summed / jointly - 1) < 0.2,
+    close=any(ends.low < bound * jointly < ends.high for bound in (0.8, 1.2)),
+    sum_of_single_heads=summed,
+    interval=[float(ends.low), float(ends.high)],
+    jointly=jointly,
+)
 
 # %%
 first = cells.mean("prompt").to_series().nlargest(4)
@@ -163,7 +162,17 @@ pl.claim("14-6", 1 / 3 < depth < 2 / 3, heads=strong, mean_depth=depth)
 # %% [markdown]
 # A sum of many small effects of both signs can be near the joint one, and four heads can "carry more than half" of a sum in
 # which the rest cancels. A map of single heads says who *could* change the outcome alone; only the joint run says what all
-# of them do.
+# of them do. Now the values, on a scale of their own: whose values carry the pronoun?
+
+# %%
+values = mediators("v")
+pl.plot.heatmap(values, "log_odds")
+
+# %%
+pl.strongest(values, "log_odds", n=5).round(3)
+
+# %% [markdown]
+# Under grouped-query attention, as in SmolLM2, several heads share a value, and the map has a column for each group.
 #
 # ## 4 Why odds explode
 #
