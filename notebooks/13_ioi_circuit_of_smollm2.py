@@ -151,10 +151,10 @@ pl.claim("13-4", bool(looks.sum() > 0.5), strongest=notice[0], looks_at=dict(loo
 # %% [markdown]
 # Two ways to notice a repetition. A **Duplicate Token** head looks from S2 back at the same name (on SmolLM2 8.1). An
 # **Induction** head (17.4) looks at the token *after* the first occurrence, which it can only find if that token knows
-# what stood before it. Who tells it?
+# what stood before it. Who tells it? The receivers are the keys of the two strongest.
 
 # %%
-into = [f"k{head}" for head in notice.by_layer]
+into = [f"k{head}" for head in sorted(notice[:2])]
 paths["back"] = pl.path_patch(model, pairs[:100], "head", into, corruption=ABC, **HOW)
 back = pl.Sweep(paths).found("back", sign="positive") - taken - notice
 pl.strongest(paths["back"], n=4).round(3)
@@ -170,13 +170,17 @@ pl.claim("13-5", before > 0.5, parts=back, senders=back, attention_to_the_token_
 #
 # ## 4 The circuit
 #
-# Five steps, five classes of heads. Each arrow is the sum of its senders' effects. **Look for** the two ways into the
+# Heads that look from S2 at S1 more than at the token after it are set apart. Each arrow is the sum of its senders' effects. **Look for** the two ways into the
 # writers: through the query, and past the S-Inhibition heads through the key.
 
 # %%
+same = roles["S2 to S1"] > roles["S2 to S1+1"]
+duplicate = pl.Heads(head for head in notice if same[str(head)])
+induction = notice - duplicate
 circuit = {
     "Previous Token": back,
-    "Notice S2": notice,
+    "Duplicate Token": duplicate,
+    "Induction": induction,
     "S-Inhibition": steer,
     "Writers": writers,
     "Against": against,
@@ -190,15 +194,17 @@ def arrow(heads, fx):
 
 # %%
 edges = {
-    ("Previous Token", "Notice S2"): arrow(back, paths["back"]),
-    ("Notice S2", "S-Inhibition"): arrow(notice, paths["values"]),
-    ("Notice S2", "Writers"): arrow(notice, paths["keys"]),
+    ("Previous Token", "Induction"): arrow(back, paths["back"]),
+    ("Duplicate Token", "S-Inhibition"): arrow(duplicate, paths["values"]),
+    ("Induction", "S-Inhibition"): arrow(induction, paths["values"]),
+    ("Duplicate Token", "Writers"): arrow(duplicate, paths["keys"]),
+    ("Induction", "Writers"): arrow(induction, paths["keys"]),
     ("S-Inhibition", "Writers"): arrow(steer, paths["queries"]),
     ("Writers", "Against"): arrow(writers, paths["brakes"]),
     ("Writers", "logits"): arrow(writers, writes["ABC"]),
     ("Against", "logits"): arrow(against, writes["ABC"]),
 }
-at = dict(zip(circuit, ["S1+1", "S2", "END", "END", "END"], strict=True))
+at = dict(zip(circuit, ["S1+1", "S2", "S2", "END", "END", "END"], strict=True))
 pl.plot.circuit(circuit, edges, at, about=writes["ABC"])
 
 # %% [markdown]

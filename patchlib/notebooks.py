@@ -61,19 +61,21 @@ def run(path: Path, write: bool) -> float:
     return seconds
 
 
-def keep_first_figure(notebook: Path, picture: Path) -> None:
+def keep_first_figure(notebook: Path, picture: Path, text: str = "") -> None:
     """Writes the first figure of a stored notebook as a picture, for the README.
 
     Args:
         notebook: the notebook; nothing is written where its figure is not of SmolLM2.
         picture: the PNG file.
+        text: how the alternative text of the figure begins, where it is not the very first.
     """
     import nbformat
 
     cells = nbformat.read(notebook, as_version=4).cells
     outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", [])]
     shown = "".join(data.get("text/html", "") for data in outputs)
-    found = re.search(r'<img alt="([^"]*)"[^>]* src="data:image/png;base64,([^"]*)"', shown)
+    image = rf'<img alt="({re.escape(text)}[^"]*)"[^>]* src="data:image/png;base64,([^"]*)"'
+    found = re.search(image, shown)
     if found and "SmolLM2" in found[1]:
         write_whole(picture, lambda part: part.write_bytes(base64.b64decode(found[2])))
 
@@ -101,4 +103,6 @@ def main() -> None:
             print(f"{run(path, arguments.write):.0f} s", flush=True)
     if arguments.write:
         keep_first_figure(NOTEBOOKS / "03_1_ioi_circuit.ipynb", FIGURES / "heads_smollm2.png")
+        path = NOTEBOOKS / "13_ioi_circuit_of_smollm2.ipynb"
+        keep_first_figure(path, FIGURES / "circuit_smollm2.png", "A circuit as a graph")
     print(f"pages are in {BUILD / 'pages'}, claims by model: python -m patchlib.lessons.claims")

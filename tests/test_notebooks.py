@@ -26,6 +26,7 @@ EXPECTED = [
     "10_directions",
     "11_ablation",
     "12_granularity",
+    "13_ioi_circuit_of_smollm2",
     "app_c_arithmetic",
     "app_d_docstring",
     "app_e_greater_than",

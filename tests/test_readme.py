@@ -195,6 +195,10 @@ def test_its_figure_is_a_notebook_s_first_of_smollm2(model, tmp_path):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("Text"), cell])
     nbformat.write(notebook, tmp_path / "of.ipynb")
     pl.notebooks.keep_first_figure(tmp_path / "of.ipynb", tmp_path / "a.png")
+    for text, name in (("heat maps\n", "b"), ("other", "c")):
+        pl.notebooks.keep_first_figure(tmp_path / "of.ipynb", tmp_path / f"{name}.png", text)
+        assert (tmp_path / f"{name}.png").exists() == (model == "SmolLM2" and name == "b")
+    (tmp_path / "b.png").unlink(missing_ok=True)
     kept = list(tmp_path.glob("*.png"))
     assert [path.read_bytes() for path in kept] == ([b"a"] if model == "SmolLM2" else [])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib
 import xarray as xr
@@ -18,8 +18,12 @@ from patchlib.heads import Heads
 from patchlib.show.plot.style import NEGATIVE, POSITIVE, STYLE, legend, new_figure, title
 
 _OUTPUT = "logits"
+# What arrows of several experiments have in common.
+_SAID = {"model", "task", "n_prompts", "corruption", "site", "direction"}
+# Lane and row.
+_Point = tuple[float, float]
 # Inches: a lane and a row. Boxes may be wider than a lane, since neighbours differ in their rows.
-_WIDE, _HIGH = 0.92, 0.66
+_WIDE, _HIGH = 1.15, 0.66
 _HEADS_A_LINE = 18
 # Points: the thickest arrow and the thinnest.
 _THICK, _THIN = 5.0, 0.8
@@ -70,14 +74,21 @@ def circuit(
         named = heads | {_OUTPUT: Heads()}
         boxes = {name: _box(axes, name, each, places[name]) for name, each in named.items()}
         most = max(map(abs, edges.values()), default=1) or 1
+        written = list[_Point]()
         for (sender, receiver), effect in edges.items():
-            _arrow(axes, boxes[sender], boxes[receiver], effect, most)
+            others = [box for name, box in boxes.items() if name not in (sender, receiver)]
+            bow = _bow(boxes[sender], boxes[receiver], others)
+            _arrow(axes, boxes[sender], boxes[receiver], bow, effect, most)
+            written.append(_room(boxes[sender], boxes[receiver], bow, [*boxes.values()], written))
+            _number(axes, written[-1], effect)
         for token in dict.fromkeys(tokens.values()):
             where = [places[name][0] for name in heads if tokens[name] == token]
             middle = (min(where) + max(where)) / 2
             axes.text(middle, -0.8, token, ha="center", style="italic")
         if about is not None:
-            axes.set_title(title(about))
+            axes.set_title(
+                title(xr.Dataset(attrs={k: about.attrs[k] for k in _SAID & {*about.attrs}}))
+            )
         notes: dict[str, Artist] = {
             what: Line2D([], [], color=colour, linewidth=2)
             for what, colour in (("helps the answer", POSITIVE), ("works against it", NEGATIVE))
@@ -114,16 +125,14 @@ def _require_sense(
             )
 
 
-def _places(
-    layer: Mapping[str, float], tokens: Mapping[str, str]
-) -> tuple[dict[str, tuple[float, float]], int]:
+def _places(layer: Mapping[str, float], tokens: Mapping[str, str]) -> tuple[dict[str, _Point], int]:
     """Where each class stands, and how many lanes there are.
 
     Rows are steps from layer to layer, since layers lie unevenly; classes less than a layer apart
     share one. At each token every class has a lane of its own, early classes in the middle, so that
     no arrow to the logits crosses another class.
     """
-    places: dict[str, tuple[float, float]] = {}
+    places: dict[str, _Point] = {}
     by_layer = sorted(layer, key=lambda name: layer[name])
     row, before = 0, layer[by_layer[0]]
     rows = {}
@@ -146,7 +155,7 @@ def _places(
     return places, left
 
 
-def _box(axes: Axes, name: str, heads: Heads, place: tuple[float, float]) -> Text:
+def _box(axes: Axes, name: str, heads: Heads, place: _Point) -> Text:
     """A class with its heads, or the output."""
     lines = textwrap.wrap(str(heads.by_layer), _HEADS_A_LINE) if heads else []
     return axes.text(
@@ -160,32 +169,79 @@ def _box(axes: Axes, name: str, heads: Heads, place: tuple[float, float]) -> Tex
     )
 
 
-def _arrow(axes: Axes, sender: Text, receiver: Text, effect: float, most: float) -> None:
-    colour = POSITIVE if effect > 0 else NEGATIVE
+def _is_in(point: _Point, box: Text) -> bool:
+    """Whether a point lies within a box or close to it, in lanes and rows."""
+    lines = box.get_text().split("\n")
+    x, y = box.get_position()
+    half_wide = (0.05 * max(map(len, lines)) / 2 + 0.12) / _WIDE
+    half_high = (0.13 * len(lines) / 2 + 0.1) / _HIGH
+    return abs(point[0] - x) < half_wide and abs(point[1] - y) < half_high
+
+
+def _on(sender: Text, receiver: Text, bow: float, share: float) -> _Point:
+    """A point on an arrow, as matplotlib bends it: a parabola with its top beside the middle."""
     (x0, y0), (x1, y1) = sender.get_position(), receiver.get_position()
+    beside = bow * (y1 - y0) * _HIGH / _WIDE, -bow * (x1 - x0) * _WIDE / _HIGH
+    bent = 2 * share * (1 - share)
+    return x0 + share * (x1 - x0) + bent * beside[0], y0 + share * (y1 - y0) + bent * beside[1]
+
+
+def _bow(sender: Text, receiver: Text, others: Sequence[Text]) -> float:
+    """How much an arrow is bent to get past other classes."""
+
+    def crossed(bow: float) -> int:
+        points = [_on(sender, receiver, bow, share / 20) for share in range(1, 20)]
+        return sum(_is_in(point, box) for point in points for box in others)
+
+    return min((0, 0.2, -0.2, 0.4, -0.4, 0.6, -0.6), key=crossed)
+
+
+def _room(
+    sender: Text, receiver: Text, bow: float, boxes: Sequence[Text], written: Sequence[_Point]
+) -> _Point:
+    """Where on an arrow there is room for its number, near the middle if possible."""
+
+    def taken(point: _Point) -> int:
+        near = [abs(x - point[0]) < 0.35 and abs(y - point[1]) < 0.25 for x, y in written]
+        return sum(near) + sum(_is_in(point, box) for box in boxes)
+
+    shares = (0.5, 0.45, 0.55, 0.4, 0.6, 0.35, 0.65, 0.3, 0.7)
+    return min((_on(sender, receiver, bow, share) for share in shares), key=taken)
+
+
+def _colour(effect: float) -> str:
+    return POSITIVE if effect > 0 else NEGATIVE
+
+
+def _arrow(
+    axes: Axes, sender: Text, receiver: Text, bow: float, effect: float, most: float
+) -> None:
     axes.annotate(
         "",
-        xy=(x1, y1),
-        xytext=(x0, y0),
+        xy=receiver.get_position(),
+        xytext=sender.get_position(),
         zorder=2,
         arrowprops={
             "arrowstyle": "-|>,head_length=0.5,head_width=0.25",
+            "connectionstyle": f"arc3,rad={bow}",
             "linewidth": _THIN + (_THICK - _THIN) * abs(effect) / most,
-            "color": colour,
+            "color": _colour(effect),
             "patchA": sender.get_bbox_patch(),
             "patchB": receiver.get_bbox_patch(),
             "shrinkA": 1,
             "shrinkB": 1,
         },
     )
+
+
+def _number(axes: Axes, place: _Point, effect: float) -> None:
     axes.text(
-        (x0 + x1) / 2,
-        (y0 + y1) / 2,
+        *place,
         f"{effect:+.2f}".replace("-", "−"),
         ha="center",
         va="center",
         fontsize=6.5,
-        color=colour,
+        color=_colour(effect),
         zorder=4,
         bbox={"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none"},
     )
