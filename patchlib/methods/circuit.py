@@ -390,8 +390,6 @@ def _every_head(model: TransformerBridge) -> Heads:
 def _subsets(classes: Mapping[str, Heads], draws: int, seed: int) -> dict[str, Heads]:
     """The sets K of `completeness`."""
     heads, draws, seed = _heads(classes), whole("draws", draws, 0), whole("seed", seed, 0)
-    # The same sets in whatever order the heads were given.
-    heads = heads.by_layer
     generator = derive_generator(seed, "completeness")
     chosen = torch.rand(draws, len(heads), generator=generator) < 0.5
     random = {
