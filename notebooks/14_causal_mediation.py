@@ -168,11 +168,24 @@ pl.claim("14-6", 1 / 3 < depth < 2 / 3, heads=strong, mean_depth=depth)
 values = mediators("v")
 pl.plot.heatmap(values, "log_odds")
 
+# %% [markdown]
+# Under grouped-query attention, as in SmolLM2, several heads share a value, and the map has a column for each group. Which
+# heads make use of the strongest one? And does it matter what they find at the pronoun, or at the last token?
+
 # %%
-pl.strongest(values, "log_odds", n=5).round(3)
+layer, _ = values.effect.sel(metric="log_odds").mean("prompt").to_series().idxmax()
+near = {"corruption": SHE, "layers": [layer], "metrics": "log_odds", "progress": False}
+heads = pl.patch(model, some, direction="noise", **near)
+pl.strongest(heads, "log_odds", n=3).round(3)
+
+# %%
+at = pl.patch(model, some, "v", direction="noise", positions=["pronoun", "last"], **near)
+pl.strongest(at, "log_odds", n=3).round(3)
 
 # %% [markdown]
-# Under grouped-query attention, as in SmolLM2, several heads share a value, and the map has a column for each group.
+# On SmolLM2 this is one head, 25.1. From the last token it reads the pronoun, and with nothing but its own output exchanged
+# more than three quarters of the total effect is there. That is a finding about *these* sentences: four templates, in which
+# the pronoun stands three words before the answer. Whether the same head carries the bias elsewhere is another experiment.
 #
 # ## 4 Why odds explode
 #
@@ -224,6 +237,7 @@ pl.claim(
 # * total = direct − indirect of the way back, exactly. total = direct + indirect only where there is no interaction.
 # * "Direct" always means *past something*: past one head, past all heads. Say past what.
 # * Patterns and values are two mediators with one output. Ask which of them carries an effect before you speak of attention.
+#   On SmolLM2 the answer differs from that of Vig et al. on GPT-2.
 # * Report log odds, or medians of odds beside their means.
 
 # %%

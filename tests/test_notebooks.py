@@ -27,6 +27,8 @@ EXPECTED = [
     "11_ablation",
     "12_granularity",
     "13_ioi_circuit_of_smollm2",
+    "14_causal_mediation",
+    "15_self_repair",
     "app_c_arithmetic",
     "app_d_docstring",
     "app_e_greater_than",
