@@ -13,7 +13,7 @@
 #
 # Put a clean activation into the corrupted run, and see what comes back: **denoising**, as in all notebooks so far. Or
 # put a corrupted activation into the clean run, and see what is lost: **noising**. On SmolLM2 head 23.0, with some
-# names replaced, restores a quarter of the answer in the first experiment and loses next to nothing in the second. Two
+# names replaced, restores more than a quarter of the answer in the first experiment and loses next to nothing in the second. Two
 # correct numbers, one head. Is it important?
 #
 # At the end you can say which question each direction answers, tell from two heads patched together whether they need

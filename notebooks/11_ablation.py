@@ -69,8 +69,8 @@ pl.claim(
 )
 
 # %% [markdown]
-# On SmolLM2 zeros put heads of the first two layers on top, by logit difference and, still more, by KL. Under the other
-# two these heads are white. What did the zeros take away that another sentence's output does not?
+# On SmolLM2 zeros bring up heads of the first two layers, by logit difference and still more by KL, where they outdo
+# all others. Under the other two these heads are nearly white. What did the zeros take away that another sentence's output does not?
 #
 # ## 2 How far is zero?
 #
@@ -131,7 +131,7 @@ pl.claim(
 )
 
 # %% [markdown]
-# Two surprises. Zero is far from the cloud, on SmolLM2 up to forty times as far as another sentence, but only where a
+# Two surprises. Zero is far from the cloud, on SmolLM2 more than forty times as far as another sentence, but only where a
 # head writes nearly the same for every sentence: then the cloud is small and lies far from the origin. A head that
 # writes another name in every sentence, as 23.3 and 24.4 of SmolLM2 do, has a cloud around the origin, and zero is
 # *nearer* to its middle than a sentence is. And the mean is in the middle by construction, where no sentence of many
@@ -204,7 +204,7 @@ total = {name: float(fx.effect.sel(metric="kl").sum()) for name, fx in means.ite
 pl.claim("11-4", total["over all"] > total["by roles"], **total)
 
 # %% [markdown]
-# On SmolLM2 17.4 and 20.0 cost more than a logit under the mean over all, and next to nothing under the narrow one:
+# On SmolLM2 17.4 and 20.0 cost about a logit under the mean over all, and nothing under the narrow one:
 # within sentences of one form it is always the same of the two names that is said again, so that the mean *still says
 # it*. Two of the most important heads leave the list, not since they do nothing, but since all sentences of the
 # reference agree on what they do. With p_ABC they are back, since there nobody is said twice. A reference has to vary
