@@ -187,6 +187,7 @@ duplicate = pl.Heads(head for head in notice if same[str(head)])
 induction = notice - duplicate
 
 
+# %%
 def arrow(heads, fx):
     effect = fx.effect.sel(metric="logit_diff").mean("prompt")
     return float(sum(effect.sel(layer=layer, head=head) for layer, head in heads))
