@@ -81,11 +81,11 @@ pl.claim(
 
 # %% [markdown]
 # On SmolLM2 the strongest writer is head 23.3, and it does not look at the right name at all. It looks at S2 and writes
-# *against* what it finds there: it takes the wrong name down instead of lifting the right one. GPT-2 small has no such head
-# among its Name Movers. Heads 23.0, 23.1 and 23.7 of SmolLM2 are Name Movers as in GPT-2 small, with a smaller part.
+# *against* what it finds there: it takes the wrong name down instead of lifting the right one. Wang et al. found no such
+# head in GPT-2 small. Heads 23.0, 23.1 and 23.7 of SmolLM2 are Name Movers as in GPT-2 small, with a smaller part.
 #
-# ABC and S2 do not rank them alike. Under ABC a Name Mover copies a third name, which moves neither of the two logits; with
-# S2 swapped it copies the wrong one, which counts twice.
+# ABC and S2 do not give one list: 23.1, 23.2 and 23.7 of SmolLM2 pass the threshold with S2 alone. ABC takes both names away,
+# S2 exchanges them, and these are two questions. So writers are here all heads that either of them finds.
 #
 # ## 2 What moves their queries?
 #
@@ -217,7 +217,7 @@ pl.plot.circuit(drawn, edges, at, about=writes["ABC"])
 #
 # A drawing is a hypothesis. Now every head *outside* it is replaced by its mean over ABC sentences of the same form, so that
 # it says nothing about the names, and the model has to do with the rest. F is the logit difference, M the model, C the
-# circuit. Guess: how much of F(M) is left with a twentieth of the heads?
+# circuit. Guess: how much of F(M) is left when, as on SmolLM2, nine heads of ten say nothing?
 
 # %%
 pl.predict("13-6", 0.5)  # F(C) / F(M)
@@ -267,14 +267,14 @@ most = needed.share.max("without").to_series().sort_values()
 pl.claim("13-7", bool((most >= 0.03).all()), least=dict(most[:3]))
 
 # %% [markdown]
-# On SmolLM2 five heads each carry more than a quarter of F(M) in this circuit: 16.0, 17.4, 20.0 and 23.3, which are a chain
-# from the first occurrence of the name to the answer, and 29.1. The Name Movers stand in for each other: one alone can go.
-# One of the heads at S2, 2.4, changes little either way, and would be left out by Wang et al.'s third criterion.
+# On SmolLM2 five heads each carry more than a quarter of F(M) in this circuit: 16.0, which tells 17.4; 20.0 and 23.3, which
+# both read what 17.4 leaves at S2; and 29.1. The Name Movers stand in for each other: one alone can go. One of the heads at
+# S2, 2.4, changes little either way, and would be left out by Wang et al.'s third criterion.
 #
 # ## What is missing
 #
-# * **MLPs** are never ablated, here as in Wang et al. The name that 23.3 reads at S2 comes from the embedding and the first
-#   MLP, not from a head.
+# * **MLPs** are never ablated, here as in Wang et al., and no path from one is drawn. What 23.3 of SmolLM2 reads at S2, the
+#   name itself, must come from the embedding and from MLPs, since no head moves its values there.
 # * **Positions.** Wang et al. keep a head at one token alone; here it is kept at all of them. Other ablations give other
 #   numbers (Miller et al., 2024).
 # * **Heads against the answer** outside the circuit, and what head 29.1 does: it looks at no name, but at the last token itself.
