@@ -69,7 +69,7 @@ total[["clean", "corrupted"]].mean().to_pandas().round(2)
 pl.predict("14-2", "three quarters")
 
 # %%
-some = pairs[:20]
+some = pairs[:16]
 every = [(layer, head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]
 
 
