@@ -296,7 +296,7 @@ def methods(clock: Clock, device: str) -> list[Row]:
             {"with_": pl.Zero()} | options,
             layers,
             zero_passes,
-            5,
+            3,
         ),
     ]
     table = [
