@@ -23,6 +23,8 @@ of logit difference as a share of the mean way, from clean to ABC.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 from transformer_lens.model_bridge import TransformerBridge
@@ -70,7 +72,7 @@ def direct_effect_by_hand(
     answer: object, model: TransformerBridge, pairs: PromptPairs
 ) -> str | None:
     """As `path_patch` gives it with MLPs frozen, for three heads."""
-    options = {"direction": "noise", "metrics": "logit_diff", "progress": False}
+    options: dict[str, Any] = {"direction": "noise", "metrics": "logit_diff", "progress": False}
 
     def direct(mlps: str) -> xr.DataArray:
         fx = path_patch(model, pairs, "head", "logits", corruption=STR("ABC"), mlps=mlps, **options)
