@@ -273,8 +273,8 @@ pl.claim("13-7", bool((most >= 0.03).all()), least=dict(most[:3]))
 #
 # ## What is missing
 #
-# * **MLPs** are never ablated, here as in Wang et al., and no path from one is drawn. What 23.3 of SmolLM2 reads at S2, the
-#   name itself, must come from the embedding and from MLPs, since no head moves its values there.
+# * **MLPs** are never ablated, here as in Wang et al., and no path from one is drawn: who tells 23.3 of SmolLM2 the name that
+#   it reads at S2 is left open.
 # * **Positions.** Wang et al. keep a head at one token alone; here it is kept at all of them. Other ablations give other
 #   numbers (Miller et al., 2024).
 # * **Heads against the answer** outside the circuit, and what head 29.1 does: it looks at no name, but at the last token itself.
