@@ -177,7 +177,7 @@ def title(*results: xr.Dataset) -> str:
         what += f" in windows of {window}" if window != 1 and str(window).isdigit() else ""
         what += f" at {same['position']}" if "position" in same else ""
         if "receivers" in same:
-            what += f" into {shorten(same['receivers'], 30, placeholder=' …')}"
+            what += f" into {shorten(same['receivers'], 18, placeholder=' …')}"
             what += f" (MLPs: {same['mlps']})" if "mlps" in same else ""
     if "corruption" in same or "site" in same:
         how = str(same.get("corruption", "corrupted:"))
