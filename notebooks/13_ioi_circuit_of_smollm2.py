@@ -278,6 +278,10 @@ pl.claim("13-7", bool((most >= 0.03).all()), least=dict(most[:3]))
 # * **Positions.** Wang et al. keep a head at one token alone; here it is kept at all of them. Other ablations give other
 #   numbers (Miller et al., 2024).
 # * **Heads against the answer** outside the circuit, and what head 29.1 does: it looks at no name, but at the last token itself.
+# * **The same sentences** found the circuit, gave the means that others are replaced by, and tested it. Other sentences, of
+#   other templates, would be the fairer test.
+# * **A choice.** Writers are what ABC or S2 finds; by ABC alone, as in Wang et al., three Name Movers of SmolLM2 would be out.
+#   And a greedy search for the set K would find larger gaps than classes and ten random sets do.
 # * **The rule.** A class is what lies beyond two standard deviations of a map. There is no null distribution behind it,
 #   and a head at the threshold may be in or out with other sentences.
 # * **Grouped keys and values.** Three heads of SmolLM2 share a key and a value. A path into the key of one is a path into all
