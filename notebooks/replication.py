@@ -70,7 +70,7 @@ marks.groupby(["model", "mark"]).size().unstack(fill_value=0)
 # %%
 measured = recorded().set_index("claim")
 with pd.option_context("display.max_colwidth", None, "display.max_rows", None):
-    display(measured[measured.model == "smollm2"])
+    display(measured[measured.model == "smollm2"].loc[table.index])
 
 # %% [markdown]
 # ## 4 How sure is that? The prompts
@@ -117,7 +117,18 @@ shares = pd.DataFrame({metric: pl.stability(draws, metric) for metric in METRICS
 shares.sort_values(METRICS, ascending=False)
 
 # %% [markdown]
-# ## 6 How to read this, and how to cite it
+# ## 6 Beyond the paper
+#
+# The notebooks 10 to 15 put claims of other works to the same test: on directions, ablation, circuits, mediation and
+# self-repair. No expression of theirs is checked against numbers of those works, which print few; the mark is of the model alone.
+
+# %%
+others = pl.claims_by_model("other works")
+with pd.option_context("display.max_colwidth", None, "display.max_rows", None):
+    display(others)
+
+# %% [markdown]
+# ## 7 How to read this, and how to cite it
 #
 # * **One more model is one more model.** A claim that holds for GPT-2 and for SmolLM2 holds for two models of very
 #   different make, and is worth more than before. It is not proved of the next one.

@@ -82,7 +82,7 @@ def test_refusals_are_value_errors():
         ({"positions": None}, ["positions=None", "whole number"]),
         ({"source": "zero"}, ["source='zero'", "pl.Zero()", "pl.Mean()", "PromptPairs"]),
         ({"source": pl.Zero}, ["source=<class", "pl.Zero()"]),
-        ({"source": pl.Mean("S2")}, ["source=Mean(reference='S2')", "pl.Mean(pairs)"]),
+        ({"source": pl.Mean("S2")}, ["source=Mean(reference='S2'", "pl.Mean(pairs)"]),
         ({"memory_budget": 0}, ["memory_budget=0", "number of bytes"]),
         ({"memory_budget": np.nan}, ["memory_budget=nan", "number of bytes"]),
         ({"memory_budget": True}, ["memory_budget=True", "number of bytes"]),

@@ -619,8 +619,8 @@ def test_attributes_tell_results_apart(tiny_gpt2, tiny_folders, tmp_path: Path):
     double = pl.load_model(tiny_folders("gpt2"), dtype="float64")
     results["precision"] = pl.patch(double, pairs, **OPTIONS)
     results["prompts as source"] = pl.patch(tiny_gpt2, pairs, source=pairs, **OPTIONS)
-    for number, source in enumerate((pl.Mean(pl.tasks.ioi(tiny_gpt2, n=2)), pl.Mean(pairs))):
-        results[f"mean {number}"] = pl.patch(tiny_gpt2, pairs, source=source, **OPTIONS)
+    others = pl.Mean(pl.tasks.ioi(tiny_gpt2, n=2))
+    results["mean of others"] = pl.patch(tiny_gpt2, pairs, source=others, **OPTIONS)
     seen: dict[str, str] = {}
     for name, fx in results.items():
         told = repr(sorted((key, str(value)) for key, value in fx.attrs.items()))

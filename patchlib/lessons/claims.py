@@ -250,18 +250,30 @@ def recorded() -> pd.DataFrame:
     return pd.read_csv(BY_MODEL, dtype=str, keep_default_na=False)
 
 
-def claims_by_model() -> pd.DataFrame:
+def claims_by_model(of: str = "paper") -> pd.DataFrame:
     """The replication table: each claim of the paper, and its mark on every model that was tested.
+
+    Args:
+        of: ``"paper"``, or ``"other works"`` for the claims on methods that the paper lacks.
 
     Returns:
         A row for each claim by its id: ``section``, ``claim``, ``paper`` (its number and model),
         and for each model a column with its mark, empty where nobody tested it.
 
+    Raises:
+        PatchlibError: for another ``of``.
+
     Example:
         >>> list(claims_by_model().columns[:3])
         ['section', 'claim', 'paper']
     """
-    rows = [(id, _where(each), each["claim"], _printed(each)) for id, each in load().items()]
+    if of not in ("paper", "other works"):
+        raise PatchlibError(f"of={of!r}: allowed are 'paper' and 'other works'")
+    rows = [
+        (id, _where(each), each["claim"], _printed(each))
+        for id, each in load().items()
+        if ("work" in each) == (of != "paper")
+    ]
     table = _Table(rows, columns=["id", "section", "claim", "paper"]).set_index("id")
     marks = recorded().pivot(index="claim", columns="model", values="status")
     return table.join(marks.rename_axis(None, axis=1)).fillna("")
