@@ -179,14 +179,16 @@ roles = pl.head_roles(model, pairs)
 movers, readers = (
     pl.Heads(roles.index[roles.role == role]) for role in ("Name Mover", "S-Inhibition")
 )
-roles.loc[map(str, movers | readers), ["IO", "S1", "S2", "copies", "role"]].round(2)
+asked = movers or pl.Heads(roles.IO.nlargest(3).index)
+senders = readers or pl.Heads(roles.S2.nlargest(3).index)
+roles.loc[map(str, asked | senders), ["IO", "S1", "S2", "copies", "role"]].round(2)
 
 # %%
 pl.predict("12-1", "q .5, k 0, v 0")  # your three numbers
 
 # %%
-by_letter = {a: restore(movers, few, activation=a) for a in "qkv"}
-by_letter |= {"z of S-Inhibition": restore(readers or strongest, few)}
+by_letter = {a: restore(asked, few, activation=a) for a in "qkv"}
+by_letter |= {"z of S-Inhibition": restore(senders, few)}
 
 # %%
 pl.claim(
@@ -204,7 +206,7 @@ pl.claim(
 
 # %%
 path = {
-    a: pl.path_patch(model, few, readers, [f"{a}{h}" for h in movers], **options).effect.item()
+    a: pl.path_patch(model, few, senders, [f"{a}{h}" for h in asked], **options).effect.item()
     for a in "qkv"
 }
 pl.claim(

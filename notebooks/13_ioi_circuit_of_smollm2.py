@@ -100,11 +100,13 @@ steer = pl.Sweep(paths).found("queries", sign="positive") - writers - against
 pl.plot.ranked(paths["queries"].mean("prompt", keep_attrs=True))
 
 # %%
+first = roles.loc[str((steer or writers)[0])]
 pl.claim(
     "13-3",
-    bool(roles.S2[str(steer[0])] > roles.loc[str(steer[0]), ["IO", "S1"]].max()),
+    bool(first.S2 > max(first.IO, first.S1)),
+    parts=steer,
     movers_of_queries=steer,
-    looks_at=dict(roles.loc[str(steer[0]), ["IO", "S1", "S2"]]),
+    looks_at=dict(first[["IO", "S1", "S2"]]),
 )
 
 # %% [markdown]
@@ -131,7 +133,7 @@ pl.strongest(paths["brakes"], n=4).round(3)
 
 # %%
 for name, into in {
-    "values": [f"v{head}" for head in steer.by_layer],
+    "values": [f"v{head}" for head in (steer or writers).by_layer],
     "keys": [f"k{head}" for head in writers.by_layer],
 }.items():
     options = {"corruption": ABC, "positions": "S2"}
@@ -145,8 +147,9 @@ notice = (read.found("values", sign="positive") | read.found("keys", sign="posit
 roles.loc[[str(head) for head in notice], ["S2 to S1", "S2 to S1+1", "role"]].round(2)
 
 # %%
-looks = roles.loc[str(notice[0]), ["S2 to S1", "S2 to S1+1"]]
-pl.claim("13-4", bool(looks.sum() > 0.5), strongest=notice[0], looks_at=dict(looks))
+strongest = (notice or writers)[0]
+looks = roles.loc[str(strongest), ["S2 to S1", "S2 to S1+1"]]
+pl.claim("13-4", bool(looks.sum() > 0.5), parts=notice, strongest=strongest, looks_at=dict(looks))
 
 # %% [markdown]
 # Two ways to notice a repetition. A **Duplicate Token** head looks from S2 back at the same name (on SmolLM2 8.1). An
@@ -154,7 +157,7 @@ pl.claim("13-4", bool(looks.sum() > 0.5), strongest=notice[0], looks_at=dict(loo
 # what stood before it. Who tells it? The receivers are the keys of all these heads.
 
 # %%
-into = [f"k{head}" for head in notice.by_layer]
+into = [f"k{head}" for head in (notice or writers).by_layer]
 paths["back"] = pl.path_patch(model, pairs, "head", into, corruption=ABC, **HOW)
 back = pl.Sweep(paths).found("back", sign="positive") - taken - notice
 pl.strongest(paths["back"], n=4).round(3)

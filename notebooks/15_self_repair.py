@@ -48,7 +48,7 @@ roles.loc[[str(head) for head in movers | negative], ["IO", "S1", "S2", "role"]]
 pl.predict("15-3", "a quarter")
 
 # %%
-each = [str(head) for head in movers]
+each = [str(head) for head in movers or pl.Heads(roles.IO.nlargest(3).index)]
 together = ", ".join(each)
 zero = pl.self_repair(
     model, pairs, [*each, each], with_=pl.Zero(), keep_prompts=True, progress=False

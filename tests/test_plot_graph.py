@@ -66,12 +66,16 @@ def test_what_it_says_to_those_who_cannot_see_it() -> None:
     assert "S-Inhibition (8.6, 7.3)" in figure.alt and "Negative to logits" in figure.alt
     assert figure.alt.endswith("GPT-2 small, IOI, 9 prompts")
     assert "0.25" not in figure.alt
+    measured = about.expand_dims(metric=["kl"])
+    title = plot.circuit(CLASSES, EDGES, AT, measured).axes[0].get_title()
+    assert title == "GPT-2 small, IOI, 9 prompts\non arrows: KL divergence (nats)"
 
 
 def test_a_class_without_heads_is_left_out() -> None:
     figure = plot.circuit(CLASSES | {"Negative": []}, EDGES, AT)
     assert not any("Negative" in name for name in boxes(figure))
     assert len([text for text in figure.axes[0].texts if hasattr(text, "arrow_patch")]) == 3
+    assert "S2" not in boxes(plot.circuit(CLASSES | {"Induction": []}, EDGES, AT))
 
 
 def test_without_tokens_all_stand_in_one_column() -> None:

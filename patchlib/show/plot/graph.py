@@ -15,6 +15,7 @@ from matplotlib.text import Text
 
 from patchlib.errors import PatchlibError
 from patchlib.heads import Heads
+from patchlib.patching import metrics
 from patchlib.show.plot.style import NEGATIVE, POSITIVE, STYLE, legend, new_figure, title
 
 _OUTPUT = "logits"
@@ -41,10 +42,11 @@ def circuit(
         classes: the heads of each class, such as ``{"Name Mover": ["9.9", "10.0"]}``.
         edges: the effect from one class to another, or to ``"logits"``: blue where it helps the
             answer, red where it works against it. Classes send to later ones alone. A
-            class without heads is left out, and its edges with it.
+            class without heads is left out, and its edges and a token of its own with it.
         at: at which token each class works, such as ``{"Name Mover": "END"}``, from left to right
             in the order of the sentence; one column where None.
-        about: a result whose model, task, corruption and number of prompts go into the title.
+        about: a result whose model, task, corruption and number of prompts go into the title, and
+            its metric as the arrows' where there is one alone.
 
     Raises:
         PatchlibError: where no class has a head, for a class without a token, and for edges of
@@ -62,6 +64,7 @@ def circuit(
     tokens = dict.fromkeys(given, "") if at is None else dict(at)
     _require_sense(given, edges, tokens)
     heads = {name: each for name, each in given.items() if each}
+    tokens = {name: token for name, token in tokens.items() if name in heads}
     edges = {ends: effect for ends, effect in edges.items() if {*ends} <= {*heads, _OUTPUT}}
     layer = {name: sum(head.layer for head in each) / len(each) for name, each in heads.items()}
     places, lanes = _places(layer, tokens)
@@ -86,9 +89,11 @@ def circuit(
             middle = (min(where) + max(where)) / 2
             axes.text(middle, -0.8, token, ha="center", style="italic")
         if about is not None:
-            axes.set_title(
-                title(xr.Dataset(attrs={k: about.attrs[k] for k in _SAID & {*about.attrs}}))
-            )
+            said = title(xr.Dataset(attrs={k: about.attrs[k] for k in _SAID & {*about.attrs}}))
+            measured = about.metric.values.tolist() if "metric" in about.dims else []
+            if len(measured) == 1:
+                said += f"\non arrows: {metrics.label(measured[0], about.attrs)}"
+            axes.set_title(said)
         notes: dict[str, Artist] = {
             what: Line2D([], [], color=colour, linewidth=2)
             for what, colour in (("helps the answer", POSITIVE), ("works against it", NEGATIVE))
