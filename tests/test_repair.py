@@ -10,6 +10,7 @@ import torch
 import xarray as xr
 from test_closed_form import A, E, prompt, save_weights, save_words
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.tools.analysis import direct_logit_attribution
 from transformer_lens.utilities import get_act_name
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -176,6 +177,23 @@ def test_direct_effects_by_hooks(model: TransformerBridge):
         rows = torch.arange(len(pairs))
         expected = logits[rows, pairs.answers] - logits[rows, pairs.wrong_answers]
     np.testing.assert_allclose(fx.direct, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_direct_effects_are_transformer_lens_attributions(tiny_folders, family: str):
+    """Of every head, on weights that TransformerLens has folded, as its function needs them."""
+    model = pl.load_model(tiny_folders(family))
+    model.enable_compatibility_mode(disable_warnings=True)
+    pairs = pl.tasks.ioi(model, n=4)
+    theirs = direct_logit_attribution(
+        model, pairs.clean_tokens, pairs.answers, pairs.wrong_answers, unit="head"
+    )
+    heads = [(layer, head) for layer in range(3) for head in range(4)]
+    names = [theirs.labels.index(f"L{layer}H{head}") for layer, head in heads]
+    ours = repair(model, pairs, [f"{layer}.{head}" for layer, head in heads], pl.Zero())
+    direct = ours.direct.squeeze("metric").transpose("removed", "prompt")
+    np.testing.assert_allclose(direct, theirs.attribution[names].detach(), **CLOSE)
+    assert float(direct.std()) > 100 * CLOSE["atol"]
 
 
 def test_nothing_upstream_changes(model: TransformerBridge):
