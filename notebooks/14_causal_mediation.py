@@ -138,9 +138,9 @@ patterns = mediators("pattern")
 pl.plot.heatmap(patterns, "log_odds")
 
 # %%
-cells = patterns.effect.sel(metric="log_odds").stack(cell=["layer", "head"])
-ends = pl.interval(patterns[["effect"]].sum(["layer", "head"])).sel(metric="log_odds")
-summed, jointly = float(cells.mean("prompt").sum()), -table.indirect["pattern"]
+same = patterns[["effect"]].isel(prompt=slice(len(some))).sum(["layer", "head"])
+ends = pl.interval(same).sel(metric="log_odds")
+summed, jointly = float(same.effect.sel(metric="log_odds").mean()), -table.indirect["pattern"]
 pl.claim(
     "14-4",
     abs(summed / jointly - 1) < 0.2,
@@ -151,9 +151,10 @@ pl.claim(
 )
 
 # %%
-first = cells.mean("prompt").to_series().nlargest(4)
+each = patterns.effect.sel(metric="log_odds").mean("prompt").to_series()
+first = each.nlargest(4)
 strong = pl.Heads(list(first.index))
-pl.claim("14-5", first.sum() > summed / 2, heads=strong, carry=first.sum(), all_heads=summed)
+pl.claim("14-5", first.sum() > each.sum() / 2, heads=strong, carry=first.sum(), all=each.sum())
 
 # %%
 depth = first.index.get_level_values("layer").to_numpy().mean() / (model.cfg.n_layers - 1)
