@@ -79,7 +79,7 @@ def explore(
         >>> explorer = pl.explore(model, pl.tasks.ioi(model, n=4))
         >>> explorer.controls["metric"].value = "prob"
         >>> dict(explorer.fx.effect.sizes)
-        {'metric': 7, 'layer': 8, 'head': 8}
+        {'metric': 9, 'layer': 8, 'head': 8}
     """
     explorer = Explorer(model, tasks.ioi(model, n=_PROMPTS) if pairs is None else pairs)
     if show:
