@@ -94,7 +94,7 @@ def restore(parts, prompts=one, **more):
     return pl.patch_together(model, prompts, parts, **options, **more).effect.item()
 
 
-LETTERS = ["q", "k", "pattern", "v", "z"]
+LETTERS = ["q", "k", "pattern", "v"]
 pd.DataFrame({a: {str(h): restore([h], activation=a) for h in strongest} for a in LETTERS}).round(2)
 
 # %% [markdown]
@@ -104,9 +104,8 @@ pd.DataFrame({a: {str(h): restore([h], activation=a) for h in strongest} for a i
 # ## 5 What must add up, and what need not
 #
 # Parts of one thing can be restored together. Then some sums are no matter of luck: pattern times values *is* z. Here
-# are four things and their parts, all of the strongest head's layer; `head` is the z of all its heads, and `resid_mid`
-# is the stream between attention and MLP. Guess: where are the parts together exactly the whole, and where is the sum
-# of what they do alone?
+# are three things and their parts, all of the strongest head's layer; `head` is the z of all its heads. Guess: where are
+# the parts together exactly the whole, and where is the sum of what they do alone?
 
 # %%
 layer = strongest[0].layer
@@ -114,7 +113,6 @@ WHOLES = {
     f"pattern{layer}": [f"q{layer}", f"k{layer}"],
     f"head{layer}": [f"pattern{layer}", f"v{layer}"],
     f"attn{layer}": [f"{layer}.{head}" for head in range(model.cfg.n_heads)],
-    f"resid_mid{layer}": [f"resid{layer}", f"attn{layer}"],
 }
 
 # %%
