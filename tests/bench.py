@@ -303,12 +303,36 @@ def methods(clock: Clock, device: str) -> list[Row]:
         compared(clock, name, partial(method, model, pairs, **given), below * heads, passes, aim)
         for name, method, given, below, passes, aim in works
     ]
-    # TransformerLens' own has the final norm frozen, and runs on folded weights alone.
-    direct = partial(pl.direct_effect, model, pairs, corruption=pl.STR("S2"), **options)
-    (seconds,) = clock.seconds(direct)
-    name = "direct effects of heads, final norm computed anew"
-    table.append({"work": name, "cells": layers * heads, "seconds": seconds})
-    show(table[-1:])
+    # TransformerLens has none of these; its own direct effects have the final norm frozen, and run
+    # on folded weights alone.
+    s2, few = {"corruption": pl.STR("S2")}, [f"9.{head}" for head in range(heads)]
+    shown = {"progress": False}
+    alone: list[tuple[str, Callable[..., object], int]] = [
+        (
+            "direct effects of heads, final norm computed anew",
+            partial(pl.direct_effect, **s2, **options),
+            layers * heads,
+        ),
+        (
+            "interactions of 12 heads, both directions",
+            partial(pl.interactions, parts=few, **s2, **options),
+            len(few) * (len(few) + 1),
+        ),
+        (
+            "self-repair after each of 12 heads",
+            partial(pl.self_repair, parts=few, with_=pl.Zero(), **shown),
+            len(few),
+        ),
+        (
+            "faithfulness of 12 heads",
+            partial(pl.faithfulness, circuit=few, with_=pl.Mean(), **shown),
+            2,
+        ),
+    ]
+    for name, method, cells in alone:
+        (seconds,) = clock.seconds(partial(method, model, pairs))
+        table.append({"work": name, "cells": cells, "seconds": seconds})
+        show(table[-1:])
     return table
 
 
