@@ -167,6 +167,25 @@ def tiny(request: pytest.FixtureRequest, tiny_folders: Callable[[str], Path]) ->
     return pl.load_model(tiny_folders(request.param))
 
 
+@pytest.fixture(scope="module", params=["mini", *FAMILIES])
+def model(
+    request: pytest.FixtureRequest, mini: TransformerBridge, tiny_folders: Callable[[str], Path]
+) -> TransformerBridge:
+    """Mini, and a small model of each family: layer norm and RMS norm, shared keys, parallel."""
+    return mini if request.param == "mini" else pl.load_model(tiny_folders(request.param))
+
+
+@pytest.fixture(scope="module")
+def by_hand(tmp_path_factory: pytest.TempPathFactory) -> TransformerBridge:
+    """The model of test_closed_form.py, where its numbers are worked out."""
+    from test_closed_form import save_weights, save_words
+
+    folder = tmp_path_factory.mktemp("by_hand")
+    save_weights(folder)
+    save_words(folder)
+    return pl.load_model(folder)
+
+
 @pytest.fixture(scope="session")
 def tiny_gpt2(tiny_folders: Callable[[str], Path]) -> TransformerBridge:
     """A small GPT-2 with random weights."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 import xarray as xr
 from memory import Memory
-from test_closed_form import A, B, E, prompt, save_weights, save_words, softmax
+from test_closed_form import A, B, E, prompt, softmax
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities import get_act_name
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -20,15 +20,6 @@ from patchlib.show.plot.style import title
 
 OPTIONS: dict[str, Any] = {"progress": False, "keep_prompts": True}
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}
-
-
-@pytest.fixture(scope="module")
-def by_hand(tmp_path_factory: pytest.TempPathFactory) -> TransformerBridge:
-    """The model of test_closed_form.py, where its numbers are worked out."""
-    folder = tmp_path_factory.mktemp("by_hand")
-    save_weights(folder)
-    save_words(folder)
-    return pl.load_model(folder)
 
 
 def both() -> PromptPairs:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,16 +40,6 @@ OF_HEADS = {
         patching.get_act_patch_attn_head_pattern_by_pos,
     ),
 }
-
-
-@pytest.fixture(params=["mini", "gpt2", "gpt_neox", "gptj", "llama"], scope="module")
-def model(
-    request: pytest.FixtureRequest,
-    mini: TransformerBridge,
-    tiny_folders: Callable[[str], Path],
-) -> TransformerBridge:
-    """Mini, and a small model of each family."""
-    return mini if request.param == "mini" else pl.load_model(tiny_folders(request.param))
 
 
 @pytest.fixture(autouse=True)

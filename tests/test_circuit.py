@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from test_closed_form import prompt, save_weights, save_words
+from test_closed_form import prompt
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities import get_act_name
 
@@ -21,15 +21,6 @@ CLOSE = {"rtol": 1e-4, "atol": 2e-5}
 # its last position holds (3, 0, 20), divided by its length. With head 1 alone it is -1, and with
 # no head, where layer norm leaves nothing of nothing, 0.
 MODEL, HEAD_0, HEAD_1 = 11 / 13, 23 / math.sqrt(409), -1
-
-
-@pytest.fixture(scope="module")
-def by_hand(tmp_path_factory: pytest.TempPathFactory) -> TransformerBridge:
-    """The model of test_closed_form.py, where its numbers are worked out."""
-    folder = tmp_path_factory.mktemp("by_hand")
-    save_weights(folder)
-    save_words(folder)
-    return pl.load_model(folder)
 
 
 @pytest.fixture(scope="module")

@@ -92,12 +92,9 @@ def kl(reference: str, run: str) -> float:
     return sum(x * math.log(x / y) for x, y in zip(p, q, strict=True))
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> TransformerBridge:
-    folder = tmp_path_factory.mktemp("by_hand")
-    save_weights(folder)
-    save_words(folder)
-    return pl.load_model(folder)
+@pytest.fixture
+def model(by_hand: TransformerBridge) -> TransformerBridge:
+    return by_hand
 
 
 def save_weights(folder: Path) -> None:

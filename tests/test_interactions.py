@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from test_closed_form import READ, H, prompt, save_weights, save_words
+from test_closed_form import READ, H, prompt, save_words
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -17,15 +17,6 @@ from patchlib.patching.metrics import Logits
 from patchlib.prompts.pairs import PromptPairs
 
 OPTIONS: dict[str, Any] = {"progress": False}
-
-
-@pytest.fixture(scope="module")
-def by_hand(tmp_path_factory: pytest.TempPathFactory) -> TransformerBridge:
-    """The model of test_closed_form.py, where its numbers are worked out."""
-    folder = tmp_path_factory.mktemp("by_hand")
-    save_weights(folder)
-    save_words(folder)
-    return pl.load_model(folder)
 
 
 def test_pairs_by_hand(by_hand: TransformerBridge):

@@ -2,15 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
-from test_closed_form import prompt, save_weights, save_words
+from test_closed_form import prompt
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -18,25 +16,6 @@ import patchlib as pl
 from patchlib.prompts.pairs import PromptPairs
 
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}
-
-
-@pytest.fixture(scope="module")
-def by_hand(tmp_path_factory: pytest.TempPathFactory) -> TransformerBridge:
-    """The model of test_closed_form.py, where its numbers are worked out."""
-    folder = tmp_path_factory.mktemp("by_hand")
-    save_weights(folder)
-    save_words(folder)
-    return pl.load_model(folder)
-
-
-@pytest.fixture(scope="module", params=["mini", "gpt2", "gpt_neox", "gptj", "llama"])
-def model(
-    request: pytest.FixtureRequest,
-    mini: TransformerBridge,
-    tiny_folders: Callable[[str], Path],
-) -> TransformerBridge:
-    """Mini, and a small model of each family."""
-    return mini if request.param == "mini" else pl.load_model(tiny_folders(request.param))
 
 
 def both_ways(

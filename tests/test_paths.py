@@ -28,16 +28,6 @@ CLOSE = {"rtol": 1e-4, "atol": 2e-5}
 OPTIONS = {"corruption": pl.STR("S2"), "metrics": METRICS, "progress": False}
 
 
-@pytest.fixture(scope="module", params=["mini", "gpt2", "gpt_neox", "gptj", "llama"])
-def model(
-    request: pytest.FixtureRequest,
-    mini: TransformerBridge,
-    tiny_folders: Callable[[str], Path],
-) -> TransformerBridge:
-    """Mini, and a small model of each family."""
-    return mini if request.param == "mini" else pl.load_model(tiny_folders(request.param))
-
-
 def attention_only(folder: Path, layers: int) -> TransformerBridge:
     """A GPT-2 with random weights, whose MLPs write nothing."""
     tokenizer = AutoTokenizer.from_pretrained(MINI)

@@ -1,6 +1,5 @@
 """Self-repair: worked out by hand, against ablation and plain hooks, and what must hold."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,6 @@ from patchlib.prompts.pairs import PromptPairs
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 VALUES = ("clean", "patched", "direct", "total", "repaired", "heads", "mlps", "norm")
-
-
-@pytest.fixture(scope="module", params=["mini", "gpt2", "gpt_neox", "gptj", "llama"])
-def model(
-    request: pytest.FixtureRequest,
-    mini: TransformerBridge,
-    tiny_folders: Callable[[str], Path],
-) -> TransformerBridge:
-    """Mini, and a small model of each family: layer norm and RMS norm, shared keys, parallel."""
-    return mini if request.param == "mini" else pl.load_model(tiny_folders(request.param))
 
 
 def repair(

@@ -23,7 +23,7 @@ from transformer_lens.utilities import get_act_name
 
 from patchlib.errors import PatchlibError
 from patchlib.patching import frames
-from patchlib.patching.architectures import Network, obstacle
+from patchlib.patching.architectures import Network
 from patchlib.patching.cells import Cell, Limits, Part, Piece, parts_of
 from patchlib.patching.fast_engine import (
     _TOKENS_PER_PASS_ON_CPU,
@@ -31,12 +31,12 @@ from patchlib.patching.fast_engine import (
     _causal,
     _mask,
     _split,
-    disagreement,
+    network_of,
 )
 from patchlib.patching.hook_engine import name_of, names_of
 from patchlib.patching.metrics import Metric, measure
 from patchlib.patching.patch import Metrics, _one_or_list, _patch, _require_sense
-from patchlib.patching.runs import Run, batches, row_bytes, run_with_edits, two_runs
+from patchlib.patching.runs import Run, batches, row_bytes, run_with_edits
 from patchlib.patching.sources import Taken
 from patchlib.prompts.corruption import Corruption
 from patchlib.prompts.pairs import PromptPairs
@@ -291,11 +291,8 @@ class _Paths:
     @cached_property
     def network(self) -> Network:
         """The model by layers, once it is known to be one that can be run so."""
-        _, group = next(self.pairs.by_length())
-        runs = two_runs(self.model, group[:1], self.corruption, 0)
-        if problem := obstacle(self.model) or disagreement(self.model, *runs):
-            raise PatchlibError(f"paths cannot be patched in this model: {problem}")
-        return Network(self.model)
+        otherwise = "paths cannot be patched in this model"
+        return network_of(self.model, self.pairs, self.corruption, otherwise)
 
     def sweep(
         self,

@@ -20,12 +20,12 @@ from transformer_lens.utilities import get_act_name
 from patchlib.errors import PatchlibError
 from patchlib.measure.resamples import ratio_ends, resampled
 from patchlib.patching import sources
-from patchlib.patching.architectures import Network, obstacle
+from patchlib.patching.architectures import Network
 from patchlib.patching.cells import Limits, Part, parts_of
-from patchlib.patching.fast_engine import disagreement
+from patchlib.patching.fast_engine import _causal, network_of
 from patchlib.patching.hook_engine import name_of
 from patchlib.patching.metrics import logit_difference
-from patchlib.patching.runs import Run, batches, require_evaluation, require_prompts, two_runs
+from patchlib.patching.runs import Run, batches, require_evaluation, require_prompts
 from patchlib.patching.settings import of_result
 from patchlib.patching.sources import Source
 from patchlib.prompts.pairs import NOTHING, PromptPairs
@@ -103,7 +103,8 @@ def self_repair(
     described = sources.describe(with_, pairs, "noise")
     sources.require_fit(with_, pairs, "all")
     removed = _sets(model, parts)
-    network = _network(model, pairs)
+    otherwise = "self-repair cannot be taken apart in this model"
+    network = network_of(model, pairs, None, otherwise)
     draws = sources.draws_of(with_, None)
     names = list(dict.fromkeys(name_of(part) for each in removed.values() for part in each))
     firsts = list(dict.fromkeys(each[0].layer for each in removed.values()))
@@ -226,14 +227,6 @@ def _sets(model: TransformerBridge, given: Iterable[object]) -> dict[str, tuple[
     return removed
 
 
-def _network(model: TransformerBridge, pairs: PromptPairs) -> Network:
-    _, group = next(pairs.by_length())
-    problem = obstacle(model) or disagreement(model, *two_runs(model, group[:1], None, 0))
-    if problem:
-        raise PatchlibError(f"self-repair cannot be taken apart in this model: {problem}")
-    return Network(model)
-
-
 def _alike(
     model: TransformerBridge,
     pairs: PromptPairs,
@@ -287,8 +280,7 @@ def _run(
         keep: names of activations to keep.
     """
     length = x.shape[1]
-    mask = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
-    rotate = network.rotation(0, length)
+    mask, rotate = _causal(0, length, length, x.device), network.rotation(0, length)
     heads = x.new_zeros(len(x), len(network.blocks), len(network.blocks[0].W_O))
     mlps, kept = x.new_zeros(heads.shape[:2]), {}
 

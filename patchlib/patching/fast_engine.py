@@ -23,11 +23,12 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities import get_act_name
 
 from patchlib.errors import PatchlibError
-from patchlib.patching.architectures import Network, Sizes
+from patchlib.patching.architectures import Network, Sizes, obstacle
 from patchlib.patching.cells import Cell, Limits, Piece, Where
 from patchlib.patching.metrics import Metric, measure
-from patchlib.patching.runs import Run, row_bytes, run_with_edits
+from patchlib.patching.runs import Run, row_bytes, run_with_edits, two_runs
 from patchlib.patching.sources import Taken
+from patchlib.prompts.corruption import Corruption
 from patchlib.prompts.pairs import NOTHING, PromptPairs
 
 Residual = Float[Tensor, "row position d_model"]
@@ -612,6 +613,27 @@ def disagreement(model: TransformerBridge, source: Run, destination: Run) -> str
     if state not in found:
         found[state] = _compare(model, source, destination)
     return found[state]
+
+
+def network_of(
+    model: TransformerBridge, pairs: PromptPairs, corruption: Corruption | None, otherwise: str
+) -> Network:
+    """The model without hooks, for what no other engine can do.
+
+    Args:
+        model: the model.
+        pairs: the prompts, of which one is compared.
+        corruption: their corruption, if any.
+        otherwise: what to say where the model cannot be run so.
+
+    Raises:
+        PatchlibError: with that, and the reason.
+    """
+    _, group = next(pairs.by_length())
+    runs = two_runs(model, group[:1], corruption, 0)
+    if problem := obstacle(model) or disagreement(model, *runs):
+        raise PatchlibError(f"{otherwise}: {problem}")
+    return Network(model)
 
 
 def _compare(model: TransformerBridge, source: Run, destination: Run) -> str | None:
