@@ -80,8 +80,15 @@ pl.claim(
 )
 
 # %% [markdown]
-# On SmolLM2 the strongest writer is head 23.3, and it does not look at the right name at all. It looks at S2 and writes
-# *against* what it finds there: it takes the wrong name down instead of lifting the right one. Wang et al. found no such
+# What would it make of the name at S2? The score of [4.2](04_2_negative_heads.ipynb), there: in which share of prompts its
+# output puts that name among the five most likely, or among the five least likely tokens.
+
+# %%
+pl.copying_score(model, pairs[:50], writers[:1], at="S2").to_dataframe()
+
+# %% [markdown]
+# On SmolLM2 the strongest writer is head 23.3, and it hardly looks at the right name. It looks at S2 and writes *against*
+# what it finds there: it takes the wrong name down instead of lifting the right one. Wang et al. found no such
 # head in GPT-2 small. Heads 23.0, 23.1 and 23.7 of SmolLM2 are Name Movers as in GPT-2 small, with a smaller part.
 #
 # ABC and S2 do not give one list: 23.1, 23.2 and 23.7 of SmolLM2 pass the threshold with S2 alone. ABC takes both names away,
