@@ -85,9 +85,11 @@ def average(
             runs = {name: data[name].where(frame.present) for name in ("clean", "corrupted")}
             data = data.assign(runs)
         data = data.mean("prompt", skipna=True)
-    if not keep_draws:
-        one = xr.full_like(data.effect.isel(draw=0, drop=True), np.nan)
-        spread = data.effect.std("draw", ddof=1) if data.sizes["draw"] > 1 else one
-        data = data.mean("draw")
-        data["effect_sd"] = spread
-    return data
+    return data if keep_draws else over_draws(data)
+
+
+def over_draws(data: xr.Dataset) -> xr.Dataset:
+    """Means over draws, and the effect's standard deviation."""
+    one = xr.full_like(data.effect.isel(draw=0, drop=True), np.nan)
+    spread = data.effect.std("draw", ddof=1) if data.sizes["draw"] > 1 else one
+    return data.mean("draw", keep_attrs=True).assign(effect_sd=spread)

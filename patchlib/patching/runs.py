@@ -101,6 +101,7 @@ def run_with_edits(
     run: Run,
     edits: Sequence[Edit] = (),
     keep: Sequence[str] = (),
+    gradients: bool = False,
 ) -> tuple[Float[Tensor, "prompt vocab"], dict[str, Tensor]]:
     """One forward pass with noise and edits, every one of which must happen.
 
@@ -110,6 +111,7 @@ def run_with_edits(
         edits: pairs of a hook's full name and a function that returns the activation to go on
             with; several edits of one activation follow each other.
         keep: full names of activations to return, as they are after all edits.
+        gradients: whether the logits can be differentiated.
 
     Returns:
         The logits at the last position and the kept activations.
@@ -139,11 +141,12 @@ def run_with_edits(
                 f"this model has no activation {name!r}; model.hook_dict lists those it has"
             )
     last: dict[str, Any] = {"logits_to_keep": 1} if _gives_last_logits(model) else {}
-    with _ONE_AT_A_TIME, torch.no_grad():
+    with _ONE_AT_A_TIME, torch.set_grad_enabled(gradients):
         logits = model.run_with_hooks(run.tokens.to(model.cfg.device), fwd_hooks=hooks, **last)
+        # A copy, so that other positions' logits are not held in memory with it.
+        last_logits = logits[:, -1].clone()
     fired.check()
-    # A copy, so that other positions' logits are not held in memory with it.
-    return logits[:, -1].clone(), kept
+    return last_logits, kept
 
 
 def require_evaluation(model: TransformerBridge) -> None:
