@@ -34,6 +34,7 @@ from .measure.sweeps import sweep as sweep
 from .measure.unpatched import baselines as baselines
 from .measure.unpatched import keep_answered as keep_answered
 from .methods.ablation import ablate as ablate
+from .methods.attribution import attribute as attribute
 from .methods.circuit import completeness as completeness
 from .methods.circuit import faithfulness as faithfulness
 from .methods.circuit import minimality as minimality

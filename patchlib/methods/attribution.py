@@ -92,12 +92,11 @@ def attribute(
 
     Example:
         >>> import patchlib as pl
-        >>> from patchlib.methods.attribution import attribute
         >>> model = pl.load_model("mini")
         >>> pairs = pl.tasks.ioi(model, n=8)
         >>> options = {"corruption": pl.STR("S2"), "metrics": "logit_diff", "progress": False}
-        >>> estimate = attribute(model, pairs, **options).effect
-        >>> by_position = attribute(model, pairs, positions="each", **options).effect
+        >>> estimate = pl.attribute(model, pairs, **options).effect
+        >>> by_position = pl.attribute(model, pairs, positions="each", **options).effect
         >>> bool((abs(by_position.sum("position") - estimate) < 1e-4).all())
         True
     """
