@@ -38,6 +38,8 @@ from .methods.attribution import attribute as attribute
 from .methods.circuit import completeness as completeness
 from .methods.circuit import faithfulness as faithfulness
 from .methods.circuit import minimality as minimality
+from .methods.edges import Edges as Edges
+from .methods.edges import patch_edges as patch_edges
 from .methods.interactions import interactions as interactions
 from .methods.mediation import mediate as mediate
 from .methods.paths import direct_effect as direct_effect

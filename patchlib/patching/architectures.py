@@ -119,7 +119,7 @@ def _activation(mlp: Any) -> Callable[[Tensor], Tensor]:
 
 def _gelu(x: Float[Tensor, "*row neuron"]) -> Float[Tensor, "*row neuron"]:
     """Hugging Face's ``gelu_new``, which takes eight kernels for it."""
-    if x.device.type != "cpu" or x.element_size() < 4:
+    if x.device.type != "cpu" or x.element_size() < 4 or x.requires_grad:
         return functional.gelu(x, approximate="tanh")
     slope = 2 * math.sqrt(2 / math.pi)
     # In place and as x times a sigmoid, over few enough rows for a CPU's cache: a third faster.
@@ -159,6 +159,9 @@ class Block:
             for name in ("q", "k")
             if hasattr(attn, f"{name}_norm")
         }
+        self._maps = [
+            (_weight(each), each.original_component.bias) for each in (attn.q, attn.k, attn.v)
+        ]
         self._write = _linear(attn.o)
         self._in, self.contract = _linear(getattr(mlp, "in")), _linear(mlp.out)
         gate = getattr(mlp, "gate", None)
@@ -182,6 +185,26 @@ class Block:
         q, k, v = self._q(normed[:, queries]), self._k(normed), self._v(normed)
         q, k, v = (part.unflatten(-1, (-1, self.d_head)) for part in (q, k, v))
         return self.turn("q", q, rotate_queries), self.turn("k", k, rotate_keys), v
+
+    def project_each(
+        self, x: Float[Tensor, "set reader prompt position d_model"], rotate: Rotate
+    ) -> tuple[Heads, Heads, Heads]:
+        """Queries, keys and values, each of which reads a residual stream of its own.
+
+        Args:
+            x: what the queries read, then the keys, then the values.
+            rotate: how queries and keys are turned.
+        """
+        sizes = [len(weight) // self.d_head for weight, _ in self._maps]
+        found = []
+        for read, (weight, bias) in zip(
+            self._norm_attention(x).split(sizes, 1), self._maps, strict=True
+        ):
+            each = weight.unflatten(0, (-1, self.d_head))
+            heads = torch.einsum("shptm,hdm->spthd", read, each).flatten(0, 1)
+            found.append(heads if bias is None else heads + bias.view(-1, self.d_head))
+        q, k, v = found
+        return self.turn("q", q, rotate), self.turn("k", k, rotate), v
 
     def turn(self, name: str, heads: Heads, rotate: Rotate) -> Heads:
         """What the linear map of queries or keys gives, as attention reads it."""
