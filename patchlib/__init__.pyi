@@ -38,6 +38,7 @@ from .methods.attribution import attribute as attribute
 from .methods.circuit import completeness as completeness
 from .methods.circuit import faithfulness as faithfulness
 from .methods.circuit import minimality as minimality
+from .methods.eap import attribute_edges as attribute_edges
 from .methods.edges import Edges as Edges
 from .methods.edges import patch_edges as patch_edges
 from .methods.interactions import interactions as interactions

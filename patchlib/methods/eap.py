@@ -1,0 +1,159 @@
+"""Edge attribution patching: estimates of every edge's effect from gradients, in a few passes.
+
+What a reader reads changes by what the writer's output differs between the runs; times the gradient
+there, that is the edge's effect to first order (Syed, Rager & Conmy, 2023). Gradients at several
+inputs on the way between the runs give integrated gradients (Hanna, Pezzelle & Belinkov, 2024).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import xarray as xr
+from transformer_lens.model_bridge import TransformerBridge
+
+from patchlib.errors import PatchlibError, whole
+from patchlib.methods.edges import _Cell, _Engine, _frame
+from patchlib.patching.cells import Limits, Piece
+from patchlib.patching.fast_engine import _answers_alone
+from patchlib.patching.metrics import Metric, measure
+from patchlib.patching.patch import Metrics, _patch, _require_sense
+from patchlib.patching.runs import Run, batches
+from patchlib.patching.sources import Taken
+from patchlib.prompts.corruption import Corruption
+from patchlib.prompts.pairs import PromptPairs
+
+
+def attribute_edges(
+    model: TransformerBridge,
+    pairs: PromptPairs,
+    *,
+    corruption: Corruption,
+    steps: int = 1,
+    direction: str = "denoise",
+    metrics: Metrics = "logit_diff",
+    keep_prompts: bool = False,
+    keep_draws: bool = False,
+    memory_budget: float | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool | Callable[[int, int], object] = True,
+) -> xr.Dataset:
+    """Estimates what `patch_edges` measures for every edge alone.
+
+    Args:
+        model: the model, in evaluation mode.
+        pairs: prompts of any lengths.
+        corruption: as in `patch`.
+        steps: at how many embeddings gradients are taken, evenly spaced on the way from the other
+            run's to the patched run's own, which is the last. 1 is EAP; more are EAP-IG (inputs),
+            of whose paper 5 are.
+        direction: as in `patch`; both papers noise.
+        metrics: as in `patch`, but only those that have a gradient.
+        keep_prompts: as in `patch`.
+        keep_draws: as in `patch`.
+        memory_budget: as in `patch`.
+        checkpoint: as in `patch`.
+        progress: as in `patch`.
+
+    Returns:
+        A dataset as `patch_edges` gives it for each edge, with ``patched`` as estimated. The sum of
+        effects over all edges that leave a node is the node's own attribution; over those that
+        leave the embedding it comes to the whole effect with many ``steps``.
+
+    Raises:
+        PatchlibError: for a metric without a gradient, and as `patch_edges` does.
+
+    Example:
+        >>> import patchlib as pl
+        >>> model = pl.load_model("mini")
+        >>> pairs = pl.tasks.ioi(model, n=2)
+        >>> fx = pl.attribute_edges(model, pairs, corruption=pl.STR("S2"), progress=False)
+        >>> dict(fx.effect.sizes), int(fx.effect.notnull().sum())
+        ({'metric': 1, 'writer': 73, 'reader': 201}, 6637)
+    """
+    _require_sense(model, pairs, corruption)
+    steps = whole("steps", steps, 1)
+    frame, said = _frame(model, pairs, "each")
+    return _patch(
+        model,
+        pairs,
+        frame,
+        corruption,
+        metrics,
+        {"method": "edge attribution patching", **said, "steps": steps},
+        "all",
+        direction,
+        None,
+        keep_prompts,
+        keep_draws,
+        _Gradients(model, pairs, corruption, steps).sweep,
+        Limits.of(model, "auto", memory_budget),
+        checkpoint,
+        progress,
+    )
+
+
+@dataclass(frozen=True)
+class _Gradients(_Engine):
+    """Estimates by gradients of how much each reader sees of each writer's change."""
+
+    steps: int
+
+    def sweep(
+        self,
+        model: TransformerBridge,
+        pairs: PromptPairs,
+        source: Run,
+        destination: Run,
+        cells: Sequence[_Cell],
+        metrics: Sequence[Metric],
+        limits: Limits,
+        taken: Taken | None = None,
+    ) -> Iterator[Piece]:
+        """An engine, as `patchlib.patching.hook_engine.sweep`, for cells of one edge each."""
+        graph, cfg = self.graph, model.cfg
+        r, r_wrong, tokens = pairs.answers, pairs.wrong_answers, None
+        if not any(metric.whole for metric in metrics):
+            tokens, r, r_wrong = _answers_alone(r, r_wrong)
+            tokens = tokens.to(self.network.device)
+        ends = [edge for cell in cells for edge in cell.edges]
+        at = torch.tensor(
+            [(graph.reader_at[edge.reader], graph.writer_at[edge.writer]) for edge in ends]
+        )
+        # What a backward pass needs of every layer: streams before and after norms, neurons.
+        kept = self.kept + 6 * len(graph.readers) * cfg.d_model
+        kept += int(cfg.n_layers) * (12 * cfg.d_model + 6 * int(cfg.d_mlp or 0))
+        for index, some in batches(model, pairs, limits.memory, kept):
+            answers, which = (r[index], r_wrong[index]), slice(index[0], index[-1] + 1)
+            (there, theirs), (here, mine) = (
+                self.writes(run.rows(which)) for run in (source, destination)
+            )
+            if tokens is not None:
+                there, here = there[:, tokens], here[:, tokens]
+            unpatched = measure(metrics, torch.stack((there, here)), *answers, there, some.texts)
+            # Each prompt is a set of its own, so that each has its own gradient.
+            changes = (theirs - mine).transpose(0, 1)[:, :, None]
+            away, masks = -changes[:, 0], graph.masks([_Cell(())] * len(some), mine)
+            masks.requires_grad_()
+            total = torch.zeros(len(metrics), *masks.shape, dtype=torch.float64)
+            for step in range(1, self.steps + 1):
+                x = theirs[0][:, None] + step / self.steps * away
+                with torch.enable_grad():
+                    logits = self.run(x, changes, masks, tokens, fixed=True)[:, 0]
+                    for number, metric in enumerate(metrics):
+                        value = metric.value(logits, *answers, there).sum()
+                        if not value.requires_grad:
+                            raise PatchlibError(
+                                f"metric {metric.name!r} has no gradient, by which edges are "
+                                "attributed: give another, such as 'logit_diff' or 'kl'"
+                            )
+                        (gradient,) = torch.autograd.grad(
+                            value, masks, retain_graph=number < len(metrics) - 1
+                        )
+                        total[number] += gradient.double().cpu() / self.steps
+            estimates = total[:, :, at[:, 0], at[:, 1]].transpose(1, 2)
+            patched = unpatched[:, 1, None] + estimates
+            yield Piece(range(len(cells)), index, patched, unpatched.transpose(0, 1))
