@@ -1,6 +1,7 @@
 """Attribution of edges: against plain gradients, and what must hold."""
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,11 @@ import xarray as xr
 from memory import Memory
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.tools.analysis.attribution_patching import (
+    EdgeAttributionConfig,
+    Node,
+    attribution_patch,
+)
 from transformer_lens.utilities import get_act_name
 
 import patchlib as pl
@@ -75,6 +81,39 @@ def test_edges_of_a_node_add_up_to_its_attribution(model: TransformerBridge, dir
     expected = [theirs[name] for name in ours.writer.values[1:]]
     np.testing.assert_allclose(ours[1:], expected, **CLOSE)
     assert np.std(expected) > 1e-3
+
+
+def name(node: Node) -> str:
+    """What a node of TransformerLens' graph is called here."""
+    kind = {"embed": "resid0", "attn_head_out": "", "mlp_out": "mlp"}.get(node.kind)
+    if node.kind in ("embed", "logits"):
+        return kind or node.kind
+    kind = node.kind.removesuffix("_input") if kind is None else kind
+    return f"{kind}{node.layer}" + ("" if node.head is None else f".{node.head}")
+
+
+def test_against_transformer_lens(model: TransformerBridge):
+    """Every edge, whose score is the sum of theirs over positions."""
+    family = model.original_model.config.model_type
+    if family in ("llama", "gptj"):
+        pytest.skip("TransformerLens has no such inputs of heads in GPT-J or with shared keys")
+    pairs = pl.tasks.ioi(model, 1)
+    right, wrong = (int(each.flatten()[0]) for each in (pairs.answers, pairs.wrong_answers))
+    theirs = attribution_patch(
+        model,
+        pairs.clean_tokens,
+        pairs.corrupted_tokens("S2"),
+        lambda logits: logits[0, -1, right] - logits[0, -1, wrong],
+        EdgeAttributionConfig(granularity="edge"),
+    )
+    ours = change(pl.attribute_edges(model, pairs, **OPTIONS))
+    summed = Counter[tuple[str, str]]()
+    for (writer, reader), score in theirs.edge_scores.items():
+        summed[name(writer), name(reader)] += score
+    mine = ours.to_series().dropna().to_dict()
+    assert mine.keys() == summed.keys()
+    np.testing.assert_allclose([*mine.values()], [summed[edge] for edge in mine], **CLOSE)
+    assert np.std([*mine.values()]) > 1e-4
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
