@@ -53,13 +53,15 @@ def node_attribution(model: TransformerBridge, source: Tensor, here: Tensor, los
     def add(name: str):
         return name, lambda activation, hook: activation + added[name]
 
-    loss(model.run_with_hooks(here, fwd_hooks=[*map(add, names)])).backward()
+    # The model is that of all tests: its parameters keep no gradients.
+    value = loss(model.run_with_hooks(here, fwd_hooks=[*map(add, names)]))
+    gradient = dict(zip(added, torch.autograd.grad(value, [*added.values()]), strict=True))
     found = {}
     for layer in range(model.cfg.n_layers):
         z, mlp = names[2 * layer : 2 * layer + 2]
-        by_head = ((there[z] - mine[z]) * added[z].grad).sum((0, 1, 3)) / len(here)
+        by_head = ((there[z] - mine[z]) * gradient[z]).sum((0, 1, 3)) / len(here)
         found |= {f"{layer}.{head}": float(each) for head, each in enumerate(by_head)}
-        found[f"mlp{layer}"] = float(((there[mlp] - mine[mlp]) * added[mlp].grad).sum() / len(here))
+        found[f"mlp{layer}"] = float(((there[mlp] - mine[mlp]) * gradient[mlp]).sum() / len(here))
     return found
 
 
