@@ -26,6 +26,7 @@ from .measure.heads import attention_patterns as attention_patterns
 from .measure.heads import attention_to as attention_to
 from .measure.heads import copying_score as copying_score
 from .measure.intervals import interval as interval
+from .measure.score import score as score
 from .measure.sweeps import Sweep as Sweep
 from .measure.sweeps import floor as floor
 from .measure.sweeps import stability as stability
