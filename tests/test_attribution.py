@@ -470,6 +470,8 @@ def test_refusals(tiny_gpt2: TransformerBridge, tiny_folders: Callable[[str], Pa
     refuses("it is for 'q' and 'k'", qk_fix=True)
     refuses("for what a layer computes", "resid", grad_drop=True)
     refuses("direction='both'", direction="both")
+    with torch.inference_mode():
+        refuses("allows no gradients")
     gptj = pl.load_model(tiny_folders("gptj"))
     with pytest.raises(pl.PatchlibError, match="have no gradient"):
         attribute(gptj, pl.tasks.ioi(gptj, 2), "pattern", **OPTIONS)

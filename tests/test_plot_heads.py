@@ -83,6 +83,40 @@ def test_values_of_prompts_are_shown_as_their_mean() -> None:
     assert np.array_equal(of_prompts, of_mean)
 
 
+def test_scatter_has_the_effects_of_both_and_names_the_largest() -> None:
+    across = {run: result("layer", "head", run=run) for run in ("STR", "GN")}
+    estimate = {"method": "attribution patching", "qk_fix": 1, "grad_drop": 0}
+    up = {run: (fx * [0.5]).assign_attrs(fx.attrs | estimate) for run, fx in across.items()}
+    figure = plot.scatter(across, up, n=2)
+    for axes, (run, fx) in zip(figure.axes, across.items(), strict=True):
+        values = fx.effect.values.ravel()
+        points = axes.collections[0].get_offsets()
+        assert np.array_equal(points, np.stack((values, values / 2), axis=1))
+        # Above the diagonal on its left, below on its right.
+        names = {text.get_text(): text.get_ha() for text in axes.texts}
+        assert names == {"2.1": "left", "7.3": "right"} and axes.get_title() == run
+    (ends,) = {axes.get_xlim() + axes.get_ylim() for axes in figure.axes}
+    assert ends[:2] == ends[2:] and ends[0] < values.min() and ends[1] > values.max()
+    assert figure.axes[0].get_ylabel().startswith("effect by attribution patching with QK fix\n")
+    assert "effect of patching heads\ncorrupted: S2" in figure.get_suptitle()
+
+
+def test_scatter_takes_one_result_for_all_panels_and_what_both_have() -> None:
+    fx = result("layer", "head", "prompt")
+    fx.effect[0, 0, 2] = np.nan
+    one = plot.scatter(fx, fx)
+    assert len(one.axes[0].collections[0].get_offsets()) == 39
+    two = plot.scatter(fx, {"a": fx, "b": 2 * fx})
+    first, second = (axes.collections[0].get_offsets() for axes in two.axes)
+    assert np.allclose(first[:, 0], first[:, 1]) and np.allclose(2 * second[:, 0], second[:, 1])
+
+
+def test_titles_say_that_effects_are_estimates() -> None:
+    fx = result("layer", "head").assign_attrs(method="attribution patching", grad_drop=1)
+    said = plot.ranked(fx).axes[0].get_title()
+    assert said.startswith("attribution of heads with GradDrop\nSTR on S2\n")
+
+
 def test_names_of_many_heads_do_not_overlap() -> None:
     fx = result("layer", "head", layer=30)
     # Twelve heads of nearly the same effect.
@@ -206,6 +240,14 @@ def test_bars_of_tables_with_intervals() -> None:
         (lambda: plot.ranked(result("layer", "head"), "kl"), ["'kl'", "logit_diff"]),
         (lambda: plot.ranked(result("layer", "head").rename(head="position")), ["fx.sel(position"]),
         (lambda: plot.draws(result("layer", "head")), ["keep_draws=True"]),
+        (
+            lambda: plot.scatter({"STR": result("layer", "head")}, {"GN": result("layer", "head")}),
+            ["across are STR", "upwards GN"],
+        ),
+        (
+            lambda: plot.scatter(result("layer", "head"), result("layer", "head", layer=9)),
+            ["the same heads or layers", "40 and 36"],
+        ),
         (lambda: plot.intervals({"STR": result("layer", "head")}), ["keep_prompts=True"]),
         (lambda: plot.intervals({}), ["no result"]),
         (lambda: plot.windows({"STR": by_window().sel(window=[3, 4])}), ["3, 4", "allowed are 1"]),
@@ -239,6 +281,7 @@ def test_what_cannot_be_drawn_is_refused(call, words: list[str]) -> None:
 
 FIGURES = [
     lambda: plot.ranked(result("layer", "head", layer=30)),
+    lambda: plot.scatter(result("layer", "head"), result("layer", "head", seed=1)),
     lambda: plot.draws(result("draw", "layer", "head", run="GN")),
     lambda: plot.intervals({"STR": result("layer", "head", "prompt")}),
     lambda: plot.windows({"STR": by_window(), "GN": by_window("GN")}),

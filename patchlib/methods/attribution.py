@@ -55,7 +55,8 @@ def attribute(
     The estimate is (a_source - a) · dm/da: the activation a and the gradient of the metric m are
     those of the run that would be patched. It is exact where m is affine between the two runs;
     otherwise its error grows with the square of the change. Where a softmax or a norm saturates it
-    is near 0 whatever patching does.
+    is near 0 whatever patching does. Windows have no estimate: their layers restored together cut
+    the paths between them, which the gradients of single layers hold.
 
     Args:
         model: the model, in evaluation mode.
@@ -88,7 +89,8 @@ def attribute(
     Raises:
         PatchlibError: for a metric without a gradient, for ``qk_fix`` with another component or
             with an architecture that the fast engine does not know, for ``grad_drop`` with the
-            residual stream or a model of one layer, and as `patch` does.
+            residual stream, which no layer computes, or a model of one layer, within
+            ``torch.inference_mode()``, and as `patch` does.
 
     Example:
         >>> import patchlib as pl
@@ -110,6 +112,8 @@ def attribute(
             f"grad_drop=True with component={component!r} and {model.cfg.n_layers} layers: it is "
             "for what a layer computes, in models of several layers"
         )
+    if torch.is_inference_mode_enabled():
+        raise PatchlibError("torch.inference_mode() allows no gradients: attribute outside of it")
     attribution = _Attribution(model, pairs, corruption, qk_fix, grad_drop)
     data = _patch(
         model,

@@ -7,7 +7,7 @@ are shown as their mean.
 
 from patchlib.show.plot.curves import lines, windows
 from patchlib.show.plot.graph import circuit
-from patchlib.show.plot.heads import draws, intervals, ranked
+from patchlib.show.plot.heads import draws, intervals, ranked, scatter
 from patchlib.show.plot.maps import heatmap, heatmaps
 from patchlib.show.plot.pairs import pairs
 from patchlib.show.plot.patterns import attention, bars, check_attention
@@ -26,5 +26,6 @@ __all__ = [
     "pairs",
     "ranked",
     "save",
+    "scatter",
     "windows",
 ]

@@ -1,4 +1,4 @@
-"""Effects head by head: all of them in order, in each draw of noise, and with intervals."""
+"""Effects head by head: in order, of two results, in each draw of noise, and with intervals."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from patchlib.errors import PatchlibError
 from patchlib.measure.detection import by_cell
 from patchlib.measure.intervals import interval
+from patchlib.patching.metrics import label as metric_label
 from patchlib.show.plot.effects import detected, named, of_cells, unit
 from patchlib.show.plot.style import (
     DETECTION_SD,
@@ -22,6 +24,7 @@ from patchlib.show.plot.style import (
     NEITHER,
     POSITIVE,
     STYLE,
+    VARIANTS,
     colours,
     label,
     legend,
@@ -133,6 +136,117 @@ def _spread(values: Sequence[float], step: float, low: float, high: float) -> li
         heights[number] = max(heights[number], lowest)
         lowest = heights[number] + step
     return heights
+
+
+def scatter(
+    across: Mapping[str, xr.Dataset] | xr.Dataset,
+    up: Mapping[str, xr.Dataset] | xr.Dataset,
+    metric: str = "logit_diff",
+    n: int = 8,
+) -> Figure:
+    """Draws the effects of one result against those of another, such as an estimate of it.
+
+    A point for each head or layer, a panel for each name, all on one scale. On the dashed line
+    both are the same. Names stand at the ``n`` points with the largest absolute value in either.
+
+    Args:
+        across: a result of `patchlib.patch` or another method by head or by layer, or several,
+            named as the panels are to be; a single one stands in every panel.
+        up: what is drawn upwards, likewise.
+        metric: one of their metrics.
+        n: how many names.
+
+    Raises:
+        PatchlibError: where the names differ, where two results have not the same heads or layers,
+            and as `ranked` does.
+
+    Example:
+        >>> import patchlib as pl
+        >>> model = pl.load_model("mini")
+        >>> pairs = pl.tasks.ioi(model, n=2)
+        >>> options = {"corruption": pl.STR("S2"), "progress": False}
+        >>> figure = pl.plot.scatter(pl.patch(model, pairs, **options),
+        ...                          pl.attribute(model, pairs, **options))
+        >>> figure.axes[0].get_ylabel().splitlines()
+        ['effect by attribution patching', 'normalised logit difference']
+    """
+    names = [*named(up)] if isinstance(across, xr.Dataset) else [*named(across)]
+    first, second = (
+        dict.fromkeys(names, each) if isinstance(each, xr.Dataset) else dict(each)
+        for each in (across, up)
+    )
+    if first.keys() != second.keys():
+        raise PatchlibError(
+            f"the results across are {', '.join(first)}, those upwards {', '.join(second)}: give "
+            "both the same names"
+        )
+    points = {name: _both(first[name], second[name], metric) for name in names}
+    everything = xr.concat([each.drop_vars("cell") for each in points.values()], "cell")
+    ends = float(everything.min()), float(everything.max())
+    room = 0.12 * ((ends[1] - ends[0]) or 1.0)
+    limits = min(ends[0], 0.0) - room, max(ends[1], 0.0) + room
+    what = metric_label(metric, first[names[0]].attrs)
+    with matplotlib.rc_context(STYLE):
+        drawn = new_figure(0.6 + 2.8 * len(names), 4.1, "compressed")
+        grid = drawn.subplots(1, len(names), sharex=True, sharey=True, squeeze=False)[0]
+        for axes, (name, (x, y)) in zip(grid, points.items(), strict=True):
+            axes.axhline(0, color="0.8", linewidth=0.6, zorder=1)
+            axes.axvline(0, color="0.8", linewidth=0.6, zorder=1)
+            axes.plot(limits, limits, color="0.3", **_DASHES)
+            axes.scatter(x, y, s=10, color=POSITIVE, alpha=0.7, linewidths=0, zorder=2)
+            axes.set(title=name, xlim=limits, ylim=limits, aspect="equal")
+            axes.spines[["top", "right"]].set_visible(False)
+            _name_points(axes, x, y, n, limits)
+            axes.set_xlabel(f"effect by {_method(first[name])}\n{what}")
+            if axes is grid[0] or _method(second[name]) != _method(second[names[0]]):
+                axes.set_ylabel(f"effect by {_method(second[name])}\n{what}")
+        heading = title(*first.values(), *second.values())
+        drawn.suptitle(heading)
+        drawn.alt = (
+            f"Effects by {_method(second[names[0]])} against those by {_method(first[names[0]])}"
+            f"{': ' if names != [''] else ''}{', '.join(names)}. {what}. {heading}"
+        )
+        legend(drawn, {"both the same": Line2D([], [], color="0.3", **_DASHES)})
+    return drawn
+
+
+def _both(first: xr.Dataset, second: xr.Dataset, metric: str) -> xr.DataArray:
+    """The same cells of two results, those that both have measured."""
+    cells = [by_cell(of_cells(fx, metric)) for fx in (first, second)]
+    if not cells[0].cell.equals(cells[1].cell):
+        raise PatchlibError(
+            "two results can be drawn against each other where they have the same heads or "
+            f"layers: these have {cells[0].sizes['cell']} and {cells[1].sizes['cell']}"
+        )
+    return xr.concat([each.reset_coords(drop=True) for each in cells], "result").dropna("cell")
+
+
+def _method(fx: xr.Dataset) -> str:
+    """What an axis of one of two results is called."""
+    more = [name for key, name in VARIANTS.items() if fx.attrs.get(key)]
+    return " with ".join([str(fx.attrs.get("method", "patching")), *more])
+
+
+def _name_points(
+    axes: Axes, x: xr.DataArray, y: xr.DataArray, n: int, limits: tuple[float, float]
+) -> None:
+    """Writes the names of the largest, left of what is above the diagonal and right of the rest."""
+    low, high = limits
+    largest = np.argsort(-np.maximum(abs(x.values), abs(y.values)), kind="stable")[:n]
+    for side in (-1, 1):
+        mine = [i for i in largest if (y.values[i] <= x.values[i]) == (side > 0)]
+        mine.sort(key=lambda i: -float(y.values[i]))
+        heights = _spread([float(y.values[i]) for i in mine], 0.055 * (high - low), low, high)
+        for i, height in zip(mine, heights, strict=True):
+            axes.annotate(
+                str(x.cell.values[i]),
+                xy=(float(x.values[i]), float(y.values[i])),
+                xytext=(float(x.values[i]) + side * 0.05 * (high - low), height),
+                ha="left" if side > 0 else "right",
+                va="center",
+                fontsize=7,
+                arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.5, "shrinkB": 2},
+            )
 
 
 def draws(fx: xr.Dataset, metric: str = "logit_diff") -> Figure:

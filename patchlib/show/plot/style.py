@@ -65,6 +65,8 @@ _WHAT = {
     "pattern": "attention patterns",
     "neuron": "neurons",
 }
+_OF = {"ablation": "effect of ablating", "attribution patching": "attribution of"}
+VARIANTS = {"qk_fix": "QK fix", "grad_drop": "GradDrop"}
 # As the paper writes them.
 _NAMES = {
     "ioi": "IOI",
@@ -171,8 +173,9 @@ def title(*results: xr.Dataset) -> str:
     what, how = "", ""
     ablation = same.get("method") == "ablation"
     if "component" in same:
-        done = "ablating" if ablation else "patching"
-        what = f"effect of {done} {_WHAT.get(same['component'], same['component'])}"
+        what = _OF.get(same.get("method", ""), "effect of patching")
+        what += f" {_WHAT.get(same['component'], same['component'])}"
+        what += "".join(f" with {name}" for key, name in VARIANTS.items() if same.get(key))
         window = same.get("window", 1)
         what += f" in windows of {window}" if window != 1 and str(window).isdigit() else ""
         what += f" at {same['position']}" if "position" in same else ""
