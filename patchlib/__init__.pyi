@@ -48,6 +48,7 @@ from .methods.paths import direct_effect as direct_effect
 from .methods.paths import path_patch as path_patch
 from .methods.repair import repaired_share as repaired_share
 from .methods.repair import self_repair as self_repair
+from .methods.scrubbing import scrub as scrub
 from .models.loading import load_model as load_model
 from .paper import advice as advice
 from .paper import experiments as experiments
