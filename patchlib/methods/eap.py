@@ -18,7 +18,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from patchlib.errors import PatchlibError, whole
 from patchlib.methods.edges import _Cell, _Engine, _frame
 from patchlib.patching.cells import Limits, Piece
-from patchlib.patching.fast_engine import _answers_alone
+from patchlib.patching.fast_engine import _answers_alone, first_difference
 from patchlib.patching.metrics import Metric, measure
 from patchlib.patching.patch import Metrics, _patch, _require_sense
 from patchlib.patching.runs import Run, batches
@@ -128,9 +128,11 @@ class _Gradients(_Engine):
         kept += int(cfg.n_layers) * (12 * cfg.d_model + 6 * int(cfg.d_mlp or 0))
         for index, some in batches(model, pairs, limits.memory, kept):
             answers, which = (r[index], r_wrong[index]), slice(index[0], index[-1] + 1)
-            (there, theirs), (here, mine) = (
-                self.writes(run.rows(which)) for run in (source, destination)
-            )
+            runs = source.rows(which), destination.rows(which)
+            (there, theirs), (here, mine) = map(self.writes, runs)
+            start = first_difference(*runs)
+            theirs, mine = theirs[:, :, start:], mine[:, :, start:]
+            _, past = self.trace(runs[1], start)
             if tokens is not None:
                 there, here = there[:, tokens], here[:, tokens]
             unpatched = measure(metrics, torch.stack((there, here)), *answers, there, some.texts)
@@ -142,7 +144,7 @@ class _Gradients(_Engine):
             for step in range(1, self.steps + 1):
                 x = theirs[0][:, None] + step / self.steps * away
                 with torch.enable_grad():
-                    logits = self.run(x, changes, masks, tokens, fixed=True)[:, 0]
+                    logits = self.run(x, changes, masks, tokens, fixed=True, past=past)[:, 0]
                     for number, metric in enumerate(metrics):
                         value = metric.value(logits, *answers, there).sum()
                         if not value.requires_grad:

@@ -27,19 +27,22 @@ from transformer_lens.utilities import get_act_name
 from patchlib.errors import PatchlibError, require_bridge
 from patchlib.files import write_whole
 from patchlib.patching import frames
-from patchlib.patching.architectures import Network, obstacle
+from patchlib.patching.architectures import Network
 from patchlib.patching.cells import Cell, Limits, Piece, unit_of
 from patchlib.patching.fast_engine import (
     _TOKENS_PER_PASS_ON_CPU,
     _answers_alone,
     _causal,
     _split,
-    disagreement,
+    _trace,
+    _Wanted,
+    first_difference,
+    network_of,
 )
 from patchlib.patching.frames import Frame
 from patchlib.patching.metrics import Metric, measure
 from patchlib.patching.patch import Metrics, _patch, _require_sense
-from patchlib.patching.runs import Run, batches, row_bytes, run_with_edits, two_runs
+from patchlib.patching.runs import Run, batches, row_bytes, run_with_edits
 from patchlib.patching.sources import Taken
 from patchlib.prompts.corruption import Corruption
 from patchlib.prompts.pairs import PromptPairs
@@ -336,6 +339,28 @@ class _Graph:
             )
         return Edge(writer, reader)
 
+    @property
+    def readers_in(self) -> int:
+        """How many readers a layer has."""
+        return (len(self.readers) - 1) // self.layers
+
+    def before_layer(self, layer: int) -> int:
+        """How many writers come before a layer."""
+        return 1 + layer * (self.heads + 1)
+
+    def layer_of(self, reader: int) -> int:
+        """The layer of a reader by its number, the last one for the logits."""
+        return min(reader // self.readers_in, self.layers - 1)
+
+    def first_reader(self, cell: _Cell) -> int:
+        """The number of a cell's first reader."""
+        return min((self.reader_at[edge.reader] for edge in cell.edges), default=len(self.readers))
+
+    def needed(self, masks: Float[Tensor, "set reader writer"]) -> int:
+        """How many writers there are up to the layer of the last one of a patched edge."""
+        last = masks.any(1).any(0).nonzero().max() if masks.any() else 0
+        return self.before_layer(-(-int(last) // (self.heads + 1)))
+
     def masks(self, cells: Sequence[_Cell], like: Tensor) -> Float[Tensor, "set reader writer"]:
         """1 where an edge is patched."""
         masks = like.new_zeros(len(cells), len(self.readers), len(self.writers))
@@ -362,18 +387,14 @@ class _Engine:
     @cached_property
     def network(self) -> Network:
         """The model by layers, once it is known to be one that can be run so."""
-        _, group = next(self.pairs.by_length())
-        runs = two_runs(self.model, group[:1], self.corruption, 0)
-        if problem := obstacle(self.model) or disagreement(self.model, *runs):
-            raise PatchlibError(f"edges cannot be patched in this model: {problem}")
-        return Network(self.model)
+        otherwise = "edges cannot be patched in this model"
+        return network_of(self.model, self.pairs, self.corruption, otherwise)
 
     @cached_property
     def kept(self) -> int:
         """Numbers of every position that a run of one set takes beside the model's own run."""
         graph, shortest = self.graph, min(len(prompt.clean) for prompt in self.pairs.prompts)
-        readers = len(graph.readers) // graph.layers
-        streams = 3 * len(graph.writers) + 5 * readers
+        streams = 4 * len(graph.writers) + 5 * graph.readers_in + 4 * graph.layers
         return (
             streams * self.model.cfg.d_model + len(graph.readers) * len(graph.writers) // shortest
         )
@@ -390,30 +411,46 @@ class _Engine:
         taken: Taken | None = None,
     ) -> Iterator[Piece]:
         """An engine, as `patchlib.patching.hook_engine.sweep`, for cells of edges."""
-        r, r_wrong, tokens = pairs.answers, pairs.wrong_answers, None
+        graph, r, r_wrong, tokens = self.graph, pairs.answers, pairs.wrong_answers, None
         if not any(metric.whole for metric in metrics):
             tokens, r, r_wrong = _answers_alone(r, r_wrong)
             tokens = tokens.to(self.network.device)
+        # Sets whose first patched readers are close to each other start late together.
+        order = sorted(range(len(cells)), key=lambda number: graph.first_reader(cells[number]))
         for index, some in batches(model, pairs, limits.memory, self.kept):
             answers, which = (r[index], r_wrong[index]), slice(index[0], index[-1] + 1)
-            there, theirs = self.writes(source.rows(which))
-            here, _ = run_with_edits(model, destination.rows(which))
+            runs = source.rows(which), destination.rows(which)
+            (there, theirs), (here, mine) = map(self.writes, runs)
             if tokens is not None:
                 there, here = there[:, tokens], here[:, tokens]
             unpatched = measure(metrics, torch.stack((there, here)), *answers, there, some.texts)
-            x = self.embed(destination.rows(which))
-            length = x.shape[1]
+            start, length = first_difference(*runs), theirs.shape[2]
+            streams, past = self.trace(runs[1], start)
+            theirs, mine = theirs[:, :, start:], mine[:, :, start:]
             together = limits.memory // row_bytes(model, length, self.kept) // len(some)
             if self.network.device.type == "cpu":
-                together = min(together, _TOKENS_PER_PASS_ON_CPU // length // len(some))
-            for numbers in _split([*range(len(cells))], max(1, together)):
-                masks = self.graph.masks([cells[number] for number in numbers], x)
-                streams = x.expand(len(numbers), *x.shape)
-                changes = theirs.repeat(len(numbers), 1, 1, 1, 1)
+                together = min(together, _TOKENS_PER_PASS_ON_CPU // (length - start) // len(some))
+            for numbers in _split(order, max(1, together)):
+                sets = [cells[number] for number in numbers]
+                first, masks = graph.layer_of(graph.first_reader(sets[0])), graph.masks(sets, mine)
+                before, needed = first and graph.before_layer(first), graph.needed(masks)
+                changes = torch.cat((theirs[:before] - mine[:before], theirs[before:needed]))
+                changes = changes.expand(len(sets), *changes.shape)
+                if needed > before:
+                    changes = changes.clone()
+                x = streams[first].expand(len(sets), *theirs.shape[1:])
                 with torch.no_grad():
-                    logits = self.run(streams, changes, masks, tokens)
+                    logits = self.run(x, changes, masks, tokens, first=first, past=past)
                 patched = measure(metrics, logits, *answers, there, some.texts)
                 yield Piece(numbers, index, patched, unpatched.transpose(0, 1))
+
+    @torch.no_grad()
+    def trace(self, run: Run, start: int) -> tuple[dict[int, Tensor], list[tuple[Tensor, Tensor]]]:
+        """The stream before each layer from a position on; and keys and values before that."""
+        layers = frozenset(range(self.graph.layers))
+        kept = _trace(_Wanted(self.network, "resid_pre", layers, None), run, start)
+        both = zip(kept.keys.values(), kept.values.values(), strict=True)
+        return kept.restored, [(k[:, :start], v[:, :start]) for k, v in both]
 
     @torch.no_grad()
     def embed(self, run: Run) -> Float[Tensor, "prompt position d_model"]:
@@ -443,43 +480,60 @@ class _Engine:
         masks: Float[Tensor, "set reader writer"],
         tokens: Tensor | None = None,
         fixed: bool = False,
+        first: int = 0,
+        past: Sequence[tuple[Tensor, Tensor]] | None = None,
     ) -> Float[Tensor, "set prompt token"]:
         """The logits of runs in which edges are patched.
 
         Args:
-            x: what the embedding writes.
-            changes: what writers write in the other run; becomes how much that differs from what
-                they write in this one.
+            x: what the embedding writes, or the stream before layer ``first``.
+            changes: what writers write in the other run, of those before layer ``first`` (the
+                embedding only if that is not 0) less what they write in this run; becomes that for
+                all. Writers that no patched edge needs may be left out.
             masks: how much of the change each reader sees of each writer.
             tokens: the tokens whose logits are read; None for all.
             fixed: the changes are differences already, whatever this run's writers write.
+            first: the layer to begin with, at or before the first patched reader's.
+            past: keys and values of each layer at the positions before those of x.
         """
         network, graph, sets = self.network, self.graph, x.shape[:2]
         before = list(graph.readers.values())
-        length, reader, writer = x.shape[2], 0, 1
-        rotate, mask = network.rotation(0, length), _causal(0, length, length, x.device)
-        if not fixed:
+        needed = len(graph.writers) if fixed else graph.needed(masks)
+        patched = [True] * len(before) if fixed else masks.any(2).any(0).tolist()
+        start = past[0][0].shape[1] if past else 0
+        length, device = start + x.shape[2], x.device
+        rotate, mask = network.rotation(start, length), _causal(start, length, length, device)
+        reader, writer = first * graph.readers_in, graph.before_layer(first)
+        if not (fixed or first):
             changes[:, 0] -= x
 
         def seen(x: Tensor, readers: int) -> Float[Tensor, "set reader prompt position d_model"]:
-            """What the next readers read."""
+            """What the next readers read; of a single one where none is patched."""
             nonlocal reader
-            n, rows = before[reader], masks[:, reader : reader + readers]
+            n, rows = min(before[reader], needed), masks[:, reader : reader + readers]
             reader += readers
+            if not any(patched[reader - readers : reader]):
+                return x[:, None]
             change = rows[:, :, :n] @ changes[:, :n].flatten(2)
             return x[:, None] + change.unflatten(2, x.shape[1:])
 
-        for block in network.blocks:
-            width = len(block.W_O)
-            q, k, v = block.project_each(seen(x, width + 2 * (width // block.sharing)), rotate)
+        for layer, block in enumerate(network.blocks[first:], first):
+            width, read = len(block.W_O), seen(x, graph.readers_in - 1)
+            if read.shape[1] == 1:
+                q, k, v = block.project(read[:, 0].flatten(0, 1), slice(None), rotate, rotate)
+            else:
+                q, k, v = block.project_each(read, rotate)
+            if past:
+                earlier = (each.repeat(len(k) // len(each), 1, 1, 1) for each in past[layer])
+                k, v = (torch.cat(both, 1) for both in zip(earlier, (k, v), strict=True))
             z = block.attend(q, k, v, mask)
             middle = x + block.write(z).unflatten(0, sets)
-            if not fixed:
+            if not fixed and writer < needed:
                 heads = _by_heads(z, block.W_O).unflatten(1, sets).transpose(0, 1)
                 changes[:, writer : writer + width] -= heads
             read = seen(x if network.parallel else middle, 1)[:, 0]
             written = block.contract(block.expand(read))
-            if not fixed:
+            if not fixed and writer < needed:
                 changes[:, writer + width] -= written
             writer += width + 1
             x = middle + written

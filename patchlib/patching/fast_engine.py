@@ -158,6 +158,13 @@ def _trace(wanted: _Wanted, run: Run, start: int, other: _Trace | None = None) -
     return _Trace(restored, after, queries, keys, values, logits)
 
 
+def first_difference(one: Run, other: Run) -> int:
+    """The first position at which two runs' inputs differ in any prompt."""
+    differ = one.differs_from(other).any(dim=0)
+    # Where nothing differs at all, the last position stands for all of it.
+    return int(differ.int().argmax()) if differ.any() else len(differ) - 1
+
+
 def _trace_distinct(wanted: _Wanted, run: Run, start: int) -> _Trace:
     """The trace of a run that may hold the same prompt several times."""
     distinct, back = run.distinct()
@@ -497,8 +504,7 @@ def _sweep(
     same = ~differ.any(dim=1)
     if taken is not None:
         differ = torch.ones_like(differ)
-    # Where nothing differs at all, the last position stands for all of it.
-    start = int(differ.any(dim=0).int().argmax()) if differ.any() else length - 1
+    start = first_difference(source, destination) if taken is None else 0
     there = _trace_distinct(wanted, source, start)
     here = _trace(wanted, destination, start, there)
     here.logits[same] = there.logits[same]
