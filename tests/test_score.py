@@ -61,6 +61,7 @@ def test_an_auc_is_the_area_under_its_curve():
 def test_sizes_and_signs_by_hand():
     truth = {"0.0": 1.0, "0.1": -0.5, "0.2": "+", "0.3": "-", "0.4": 0.0, "0.5": None}
     found = pl.score(heads([0.8, -0.5, 0.3, 0.3, 0.1, 7, -0.3]), truth)
+    assert found.attrs == {"n_true": 5, "n": 7}
     # 0.2, 0, 0.1 and, of the one that is not predicted to do anything, 0.3.
     assert found.value.size_error == pytest.approx(0.15)
     assert found.chance.size_error == pytest.approx(1.5 / 4)

@@ -59,6 +59,8 @@ def score(
           metrics than the logit difference. Its chance is the error of no effect at all;
         * ``signs``: which share of the predicted signs the effects have; NaN without any.
 
+        The attributes ``n_true`` and ``n`` say how many of how many are true.
+
     Raises:
         PatchlibError: for results over other components, a metric that the result does not hold,
             for a truth that the result has not measured, that is empty, or that is everything.
@@ -87,20 +89,26 @@ def score(
         drawn = _scores(_merged(means, names), true, sizes, signs)
         tail = (1 - CONFIDENCE) / 2
         ends = {name: np.quantile(each, [tail, 1 - tail]).tolist() for name, each in drawn.items()}
-    chance = _chance(true, sizes)
+    sized = sizes[np.isfinite(sizes)]
+    by_chance = chance(int(true.sum()), len(true)) | {
+        "size_error": float(abs(sized).mean()) if sized.size else np.nan,
+        "signs": 0.5,
+    }
     rows = {
-        name: [float(each[0]), *ends[name], chance[name] if np.isfinite(each[0]) else np.nan]
+        name: [float(each[0]), *ends[name], by_chance[name] if np.isfinite(each[0]) else np.nan]
         for name, each in value.items()
     }
     columns = ["value", "low", "high", "chance"]
-    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("score")
+    found = pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("score")
+    found.attrs = {"n_true": int(true.sum()), "n": len(true)}
+    return found
 
 
 def _of_metric(result: xr.Dataset, metric: str | None) -> xr.DataArray:
     """The effects of one metric, over draws their mean."""
     effect = result.effect
     if "metric" not in effect.coords:
-        effect = effect.assign_coords(metric=metric or "logit_diff")
+        effect = effect.assign_coords(metric="none")
     held = np.atleast_1d(effect.metric.values).tolist()
     chosen = metric or (held[0] if len(held) == 1 else "logit_diff")
     if chosen not in held:
@@ -236,18 +244,23 @@ def _auc(
     return 1 - lost.mean(1) / (~true).sum()
 
 
-def _chance(true: Bool[np.ndarray, " name"], sizes: Float[np.ndarray, " name"]) -> dict[str, float]:
-    """What each score is expected to be in a random order of all."""
-    n, every = int(true.sum()), len(true)
+def chance(n_true: int, n: int) -> dict[str, float]:
+    """What the scores of a ranking are expected to be in a random order.
+
+    Args:
+        n_true: how many are true.
+        n: of how many.
+
+    Example:
+        >>> {name: round(value, 2) for name, value in chance(1, 4).items()}
+        {'auc': 0.5, 'average_precision': 0.52, 'precision': 0.25, 'needed': 2.5, 'signed_auc': 0.5}
+    """
     # Above a true one at rank k, each of the k - 1 others is true with this chance.
-    other, rank = (n - 1) / (every - 1), np.arange(1, every + 1)
-    sized = sizes[np.isfinite(sizes)]
+    other, rank = (n_true - 1) / (n - 1), np.arange(1, n + 1)
     return {
         "auc": 0.5,
         "average_precision": float(((1 + other * (rank - 1)) / rank).mean()),
-        "precision": n / every,
-        "needed": n * (every + 1) / (n + 1),
+        "precision": n_true / n,
+        "needed": n_true * (n + 1) / (n_true + 1),
         "signed_auc": 0.5,
-        "size_error": float(abs(sized).mean()) if sized.size else np.nan,
-        "signs": 0.5,
     }

@@ -11,6 +11,7 @@ from patchlib.show.plot.heads import draws, intervals, ranked, scatter
 from patchlib.show.plot.maps import heatmap, heatmaps
 from patchlib.show.plot.pairs import pairs
 from patchlib.show.plot.patterns import attention, bars, check_attention
+from patchlib.show.plot.scores import costs, scores
 from patchlib.show.plot.style import save
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "bars",
     "check_attention",
     "circuit",
+    "costs",
     "draws",
     "heatmap",
     "heatmaps",
@@ -27,5 +29,6 @@ __all__ = [
     "ranked",
     "save",
     "scatter",
+    "scores",
     "windows",
 ]
