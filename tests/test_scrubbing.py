@@ -96,7 +96,7 @@ def test_a_true_hypothesis_recovers_all(by_hand: TransformerBridge, sentences: p
     np.testing.assert_allclose(fx.scrubbed, fx.model.broadcast_like(fx.scrubbed), atol=1e-5)
     np.testing.assert_allclose(fx.recovered, 1, atol=1e-5)
     assert fx.random.std() > 0.1
-    for path in ("0.0->logits", "0.0->mlp_in0->logits", "v0.0->logits"):
+    for path in ("0.0->logits", "0.0->mlp_in0->logits", "rest->v0.0->logits"):
         others = fx.drawn.sel(input=path) != np.arange(8)[:, None]
         assert 0.4 < others.mean() < 0.8
 
@@ -157,7 +157,9 @@ def test_that_everything_matters(model: TransformerBridge):
         one = fx.sel(hypothesis=name)
         np.testing.assert_allclose(one.scrubbed, one.model.broadcast_like(one.scrubbed), **CLOSE)
         np.testing.assert_allclose(one.recovered, 1, atol=1e-4)
-    assert {"q1.0->q2.2->logits", "0.1->q2.2->logits", "rest->q2.2->logits"} <= {*fx.input.values}
+    assert {"rest->q1.0->q2.2->logits", "0.1->q2.2->logits", "rest->q2.2->logits"} <= {
+        *fx.input.values
+    }
     assert (
         fx.sel(input="rest->logits").drawn.sel(hypothesis="deep") != np.arange(6)[:, None]
     ).any()
@@ -199,7 +201,7 @@ def test_against_plain_weights(tiny_gpt2: TransformerBridge):
 
         for draw in (0, 1):
             at = {path: drawn(fx, path, draw) for path in fx.input.values}
-            rest, whole = at["rest->logits"], [streams[2][at[p]] for p in ("v2.1->logits",)]
+            rest, whole = at["rest->logits"], [streams[2][at[p]] for p in ("rest->v2.1->logits",)]
             queries = streams[2][at["rest->q2.1->logits"]]
             for path, sign in (("0.3->q2.1->logits", 1), ("rest->q2.1->logits", -1)):
                 queries = queries + sign * head(0, 3, *[streams[0][at[path]]] * 3)
@@ -254,6 +256,18 @@ def test_what_does_not_matter_is_resampled_together(tiny: TransformerBridge):
         expected = patched(tiny, pairs, drawn(fx, "rest->logits", draw), edges)
         np.testing.assert_allclose(fx.scrubbed.squeeze("metric")[:, draw], expected, **CLOSE)
     assert drawn(fx, "rest->logits", 0) != drawn(fx, "rest->logits", 1)
+
+
+def test_one_claim_alone(tiny: TransformerBridge):
+    """All but one edge as it is: the rest of a reader's input depends on the prompt itself."""
+    pairs = pl.tasks.ioi(tiny, 5)
+    hypothesis = {"logits": {"rest": "all", "2.3": anything, "mlp1": "S1"}}
+    fx = pl.scrub(tiny, pairs, hypothesis, **EVERY)
+    assert fx.alone.sel(input="rest->logits") == fx.alone.sel(input="mlp1->logits") == 1
+    rows = drawn(fx, "2.3->logits")
+    expected = patched(tiny, pairs, rows, ["2.3->logits"])
+    np.testing.assert_allclose(fx.scrubbed.squeeze("metric")[:, 0], expected, **CLOSE)
+    assert rows != [*range(5)]
 
 
 def test_of_paired_data_one_node_is_an_interchange(tiny_folders: Callable[[str], Path]):
@@ -389,8 +403,10 @@ def test_shared_keys_go_by_each_of_their_heads(tiny_folders: Callable[[str], Pat
     fx = pl.scrub(model, pairs, both, draws=20, **EVERY)
     for one, other in (("0.1->k2.2->logits", "0.1->k2.2->2.3->logits"),):
         assert (fx.drawn.sel(input=one) != fx.drawn.sel(input=other)).any()
-    with pytest.raises(pl.PatchlibError, match="stands in the hypothesis twice"):
-        pl.scrub(model, pairs, {"logits": {"2.3": "IO"}, "k2.2": "all", "k2.3": "all"})
+    twice = {"logits": {"2.3": "IO"}, "k2.2": "all", "k2.3": "all"}
+    assert pl.scrub(model, pairs, twice).attrs["hypothesis"].count("k2.2") == 1
+    with pytest.raises(pl.PatchlibError, match="the hypothesis says two things of it: say one"):
+        pl.scrub(model, pairs, twice | {"k2.3": "IO"})
 
 
 def test_what_results_say(tiny_gpt2: TransformerBridge, tmp_path: Path):
@@ -401,7 +417,7 @@ def test_what_results_say(tiny_gpt2: TransformerBridge, tmp_path: Path):
     said = re.sub("sha256:[0-9a-f]+", "...", fx.attrs["hypothesis"])
     assert said == (
         "none = logits: nothing | one = logits: 2.1 by order (...); v2.1: nothing; "
-        "q2.1: all by S1+IO"
+        "q2.1: rest by S1+IO"
     )
     assert (fx.attrs["method"], fx.attrs["draws"], fx.attrs["seed"]) == ("causal scrubbing", 10, 0)
     assert fx.scrubbed.dims == ("metric", "hypothesis", "prompt", "draw")
@@ -419,7 +435,7 @@ def test_what_results_say(tiny_gpt2: TransformerBridge, tmp_path: Path):
         ({"logits": {"2.1": "S3"}}, "unknown position 'S3'"),
         ({"logits": {"2.4": "IO"}}, "'2.4->logits' is no edge of this model"),
         ({"logits": {"2.1": "IO"}, "v2.1": {"2.0": "IO"}}, "the writer comes before the reader"),
-        ({"logits": {"2.1": "IO"}, "2.1": {"0.1": "IO"}}, "'resid0', '2.1'"),
+        ({"logits": {"2.1": "IO"}, "2.1": {"0.1": "IO"}}, "('resid0', '2.1') is no edge"),
         ({"logits": {"2.1": "IO"}, "v1.1": "IO"}, "'v1.1' is in the hypothesis, and the writer"),
         ({"logits": {"2.1": lambda prompt: [1]}}, "which cannot be looked up: give a number"),
     ],

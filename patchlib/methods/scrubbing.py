@@ -47,7 +47,7 @@ Feature = str | Callable[[TokenizedPrompt], Hashable]
 
 Hypothesis = Mapping[str, Feature | Mapping[str, Feature]]
 """For each reader the writers that matter to it, each with the feature that decides what it
-writes; or one feature for all that it reads."""
+writes, and ``"rest"`` for all others together; or one feature for all that it reads."""
 
 
 def scrub(
@@ -84,7 +84,8 @@ def scrub(
             matters to either; to its keys and values everything does. A feature is a named position
             (``"S1+IO"``: the tokens at both), ``"all"`` for the prompt itself, so that nothing is
             resampled, or a function of a `TokenizedPrompt` whose value can be compared. ``{}`` says
-            that nothing matters. Or several hypotheses by their names.
+            that nothing matters, ``{"logits": {"9.9": "IO", "rest": "all"}}`` that everything may
+            but for this one claim. Or several hypotheses by their names.
         draws: how often all is drawn for each prompt.
         seed: seeds the drawing. What is drawn at an edge depends on it, on the edge's path to the
             logits and on the feature alone, so that hypotheses that share a part share its draws.
@@ -272,13 +273,10 @@ class _Tree:
 
     def _read(self, reader: str, whose: str, after: str, rest: str = "") -> _Node:
         self.names.add(reader)
-        what, path = self.asked.get(reader), reader + after
-        if what is None:
+        if reader not in self.asked:
             return _Node(reader, rest)
-        if not isinstance(what, Mapping):
-            self.inputs[path] = whose, what
-            return _Node(reader, path)
-        self.inputs[f"rest->{path}"] = whose, None
+        what, path = dict(self.asked[reader]), reader + after
+        self.inputs[f"rest->{path}"] = whose, what.pop(_REST, None)
         writers = (self._write(writer, each, whose, path) for writer, each in what.items())
         return _Node(reader, f"rest->{path}", tuple(writers))
 
@@ -314,36 +312,35 @@ class _Tree:
     def __str__(self) -> str:
         texts = []
         for reader, what in self.asked.items():
-            each = what.items() if isinstance(what, Mapping) else [("all", what)]
-            named = [f"{writer} by {_name(feature)}" for writer, feature in each]
+            named = [f"{writer} by {_name(feature)}" for writer, feature in what.items()]
             texts.append(f"{reader}: {', '.join(named) or 'nothing'}")
         return "; ".join(texts)
 
 
+_REST = "rest"
+
 _Rows = dict[str, Int[Tensor, " prompt"]]
 
 
-def _asked(graph: _Graph, given: object) -> dict[str, Feature | dict[str, Feature]]:
+def _asked(graph: _Graph, given: object) -> dict[str, dict[str, Feature]]:
     """A hypothesis with the names that the graph has for readers and writers."""
     if not isinstance(given, Mapping) or (given and "logits" not in given):
         raise PatchlibError(
             f"{given!r} is no hypothesis: begin with what the logits read, as in "
             "{'logits': {'9.9': 'IO'}, 'q9.9': {'8.6': 'S1'}}; {} says that nothing matters"
         )
-    asked: dict[str, Feature | dict[str, Feature]] = {"logits": {}}
+    asked: dict[str, dict[str, Feature]] = {"logits": {}}
     for name, what in given.items():
         reader = graph.resolve(_edge(("resid0", name))).reader
-        if reader in asked and name != "logits":
-            raise PatchlibError(
-                f"{name!r} stands in the hypothesis twice, since heads share it: name it once"
-            )
-        if not isinstance(what, Mapping):
-            asked[reader] = _feature(what)
-            continue
-        asked[reader] = {
-            graph.resolve(_edge((writer, reader))).writer: _feature(each)
-            for writer, each in what.items()
+        read = {
+            _REST if each == _REST else graph.resolve(_edge((each, reader))).writer: _feature(by)
+            for each, by in (what.items() if isinstance(what, Mapping) else [(_REST, what)])
         }
+        if name != "logits" and asked.get(reader, read) != read:
+            raise PatchlibError(
+                f"heads share {name!r}, and the hypothesis says two things of it: say one"
+            )
+        asked[reader] = read
     return asked
 
 
