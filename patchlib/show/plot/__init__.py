@@ -12,6 +12,7 @@ from patchlib.show.plot.maps import heatmap, heatmaps
 from patchlib.show.plot.pairs import pairs
 from patchlib.show.plot.patterns import attention, bars, check_attention
 from patchlib.show.plot.scores import costs, scores
+from patchlib.show.plot.scrubbed import recovered
 from patchlib.show.plot.style import save
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "lines",
     "pairs",
     "ranked",
+    "recovered",
     "save",
     "scatter",
     "scores",
