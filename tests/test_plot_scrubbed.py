@@ -9,10 +9,6 @@ from patchlib import plot
 
 ONE = {"logits": {"5.0": "IO", "rest": "all"}}
 HYPOTHESES = {"nothing": {}, "IO": ONE, "all": {"logits": "all"}}
-    "nothing": {},
-    "IO": {"logits": {"5.0": "IO", "rest": "all"}},
-    "all": {"logits": "all"},
-}
 
 
 def test_each_hypothesis_has_a_row(mini: TransformerBridge):
