@@ -107,7 +107,9 @@ def apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setattr(notebooks, "BUILD", tmp_path)
     monkeypatch.setattr(claims, "RECORDS", tmp_path / "claims")
     plt.switch_backend("agg")
-    yield
+    # A notebook may switch gradients off.
+    with torch.enable_grad():
+        yield
     plt.close("all")
 
 

@@ -1,0 +1,86 @@
+"""Every notebook runs on mini, with the marks that are recorded, and leaves nothing behind.
+
+They run cell by cell in IPython's shell, which shows what a cell ends on as a notebook does, but in
+the process of the tests: kernels of their own would take more time than what they run.
+"""
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import pytest
+import torch
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
+from traitlets.config import Config
+
+from patchlib.errors import PatchlibError
+from patchlib.lessons import claims
+from patchlib.notebooks import NOTEBOOKS
+
+NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.py"))
+
+
+@pytest.fixture
+def shell(monkeypatch: pytest.MonkeyPatch) -> Iterator[InteractiveShell]:
+    """A fresh shell on mini, in which a mark that is not the recorded one is an error."""
+    monkeypatch.setenv("PATCHLIB_MODEL", "mini")
+    monkeypatch.setenv("PATCHLIB_CLAIMS", "strict")
+    monkeypatch.chdir(NOTEBOOKS)
+    plt.switch_backend("agg")
+    # Without a history, which is a file in the user's home.
+    shell = InteractiveShell.instance(config=Config(HistoryManager={"enabled": False}))
+    # Loading a model draws numbers, and a notebook may switch gradients off.
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(0)
+        yield shell
+    # What was shown holds on to models and figures.
+    shell.reset(new_session=False)
+    InteractiveShell.clear_instance()
+    plt.close("all")
+
+
+def run(shell: InteractiveShell, cells: list[str]) -> str:
+    """Runs cells to the first error, which is raised, and gives back what they print."""
+    printed = ""
+    for cell in cells:
+        with capture_output() as captured:
+            result = shell.run_cell(cell, store_history=True)
+        result.raise_error()
+        printed += captured.stdout
+    return printed
+
+
+def around() -> list[object]:
+    """What a notebook could change for those that run after it in the same process."""
+    drawn = [random.getstate(), str(np.random.get_state())]
+    return [*drawn, dict(os.environ), os.getcwd(), torch.get_num_threads()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_runs_on_mini_with_the_recorded_marks(
+    name: str, shell: InteractiveShell
+) -> None:
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    before = around()
+    printed = run(shell, [cell.source for cell in notebook.cells if cell.cell_type == "code"])
+    assert "model mini (" in printed
+    assert around() == before
+
+
+def test_an_error_and_another_mark_fail(
+    shell: InteractiveShell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(ZeroDivisionError):
+        run(shell, ["x = 0", "1 / x"])
+    monkeypatch.setattr(claims, "RECORDS", tmp_path)
+    rows = claims.recorded()
+    assert rows[(rows.model == "mini") & (rows.claim == "31-10")].status.tolist() == ["✓"]
+    begin = ["from patchlib.lessons.claims import begin, claim", 'begin("mini", "no prompts")']
+    run(shell, [*begin, 'claim("31-10", True)'])
+    with pytest.raises(PatchlibError, match="has ✓, this run found ✗"):
+        run(shell, [*begin, 'claim("31-10", False)'])
