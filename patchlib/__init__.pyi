@@ -43,6 +43,8 @@ from .methods.eap import attribute_edges as attribute_edges
 from .methods.edges import Edges as Edges
 from .methods.edges import patch_edges as patch_edges
 from .methods.interactions import interactions as interactions
+from .methods.interchange import Alignment as Alignment
+from .methods.interchange import interchange as interchange
 from .methods.mediation import mediate as mediate
 from .methods.paths import direct_effect as direct_effect
 from .methods.paths import path_patch as path_patch

@@ -65,7 +65,11 @@ _WHAT = {
     "pattern": "attention patterns",
     "neuron": "neurons",
 }
-_OF = {"ablation": "effect of ablating", "attribution patching": "attribution of"}
+_OF = {
+    "ablation": "effect of ablating",
+    "attribution patching": "attribution of",
+    "interchange intervention": "exchange of",
+}
 VARIANTS = {"qk_fix": "QK fix", "grad_drop": "GradDrop"}
 # As the paper writes them.
 _NAMES = {
@@ -162,7 +166,9 @@ def legend(figure: Figure, notes: dict[str, Artist]) -> None:
 
 def label(metric: str, fx: xr.Dataset) -> str:
     """What an axis of effects is called."""
-    return f"effect: {metrics.label(metric, fx.attrs)}"
+    what = metrics.label(metric, fx.attrs)
+    # After an interchange, what is measured is shown as it is.
+    return what if fx.attrs.get("method") == "interchange intervention" else f"effect: {what}"
 
 
 def title(*results: xr.Dataset) -> str:
