@@ -506,7 +506,7 @@ def _sweep(
         differ = torch.ones_like(differ)
     start = first_difference(source, destination) if taken is None else 0
     there = _trace_distinct(wanted, source, start)
-    here = _trace(wanted, destination, start, there)
+    here = there if same.all() else _trace(wanted, destination, start, there)
     here.logits[same] = there.logits[same]
     if isinstance(taken, Run):
         restored = _trace_distinct(wanted, taken, 0).restored
