@@ -35,6 +35,8 @@ from .measure.sweeps import sweep as sweep
 from .measure.unpatched import baselines as baselines
 from .measure.unpatched import keep_answered as keep_answered
 from .methods.ablation import ablate as ablate
+from .methods.acdc import acdc as acdc
+from .methods.acdc import acdc_sweep as acdc_sweep
 from .methods.attribution import attribute as attribute
 from .methods.circuit import completeness as completeness
 from .methods.circuit import faithfulness as faithfulness

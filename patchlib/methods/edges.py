@@ -482,6 +482,7 @@ class _Engine:
         fixed: bool = False,
         first: int = 0,
         past: Sequence[tuple[Tensor, Tensor]] | None = None,
+        keep: list[Tensor] | None = None,
     ) -> Float[Tensor, "set prompt token"]:
         """The logits of runs in which edges are patched.
 
@@ -495,10 +496,12 @@ class _Engine:
             fixed: the changes are differences already, whatever this run's writers write.
             first: the layer to begin with, at or before the first patched reader's.
             past: keys and values of each layer at the positions before those of x.
+            keep: gets the stream before each layer, and has all changes become differences.
         """
         network, graph, sets = self.network, self.graph, x.shape[:2]
         before = list(graph.readers.values())
-        needed = len(graph.writers) if fixed else graph.needed(masks)
+        everything = fixed or keep is not None
+        needed = len(graph.writers) if everything else graph.needed(masks)
         patched = [True] * len(before) if fixed else masks.any(2).any(0).tolist()
         start = past[0][0].shape[1] if past else 0
         length, device = start + x.shape[2], x.device
@@ -518,6 +521,8 @@ class _Engine:
             return x[:, None] + change.unflatten(2, x.shape[1:])
 
         for layer, block in enumerate(network.blocks[first:], first):
+            if keep is not None:
+                keep.append(x)
             width, read = len(block.W_O), seen(x, graph.readers_in - 1)
             if read.shape[1] == 1:
                 q, k, v = block.project(read[:, 0].flatten(0, 1), slice(None), rotate, rotate)
