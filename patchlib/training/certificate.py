@@ -79,7 +79,7 @@ def interchanges(name: str = "known", rows: int = 512, seed: int = 0) -> pd.Data
     measured = {}
     for label in (*asked, *shares):
         draws = Draws(seed, "cpu")
-        batch = draws.batch(writer, rows, 0.6, [1.0, 0.0, 0.0, 0.0, 0.0])
+        batch = draws.batch(writer, rows, [1.0, 0.0, 0.0, 0.0, 0.0])
         for variable in asked.get(label, []):
             batch.state[variable].fill_(1)
         strict = float(label in shares)

@@ -37,50 +37,36 @@ RECIPE: dict[str, Any] = {
     "rows": 128,
     "rows_of_a_template": 8,
     "weight_decay": 0.01,
-    "which_one": [0.27, 0.25, 0.15, 0.10, 0.08, 0.15],
+    # Shares of rows in which no variable is set, one, both votes, some, all. Where all are set,
+    # nothing but the writing heads may reach the logits: this closes the ways past them, which the
+    # divergence alone hardly sees.
+    "settings": [0.3, 0.3, 0.1, 0.15, 0.15],
+    # How often it is each of the variables, where it is one.
+    "which_one": [0.27, 0.25, 0.15, 0.1, 0.08, 0.15],
     "related_sources": 0.6,
     "weight_of_logits": 0.2,
     "weight_of_language": 0.05,
 }
-# Of the settings: the shares of rows in which no variable is set, one, the two votes, some, all.
-# Where all are set, nothing but the writing heads may reach the logits: this closes the ways past
-# them, which the divergence alone hardly sees.
 STAGES: tuple[dict[str, Any], ...] = (
     {
         "name": "alone",
-        "fresh_optimizer": True,
         "steps": 800,
         "rate": 2e-3,
         "warm_up": 100,
         "falls": False,
-        "settings": [0.3, 0.3, 0.1, 0.15, 0.15],
         "strict": 1.0,
         "weight_of_attention": 1.0,
         "weight_of_change": 0.0,
     },
     {
         "name": "together",
-        "fresh_optimizer": False,
         "steps": 1600,
         "rate": 1e-3,
         "warm_up": 0,
         "falls": True,
-        "settings": [0.3, 0.3, 0.1, 0.15, 0.15],
         "strict": 0.6,
         "weight_of_attention": 0.2,
         "weight_of_change": 1.0,
-    },
-    {
-        "name": "cut",
-        "fresh_optimizer": True,
-        "steps": 600,
-        "rate": 5e-4,
-        "warm_up": 30,
-        "falls": True,
-        "settings": [0.2, 0.2, 0.1, 0.1, 0.4],
-        "strict": 0.7,
-        "weight_of_attention": 0.2,
-        "weight_of_change": 2.0,
     },
 )
 _OWN, _SOURCE, _HELD = range(3)
@@ -187,7 +173,7 @@ class Draws:
         again = self.among([0.375, 0.375, 0.25], rows)
         return torch.cat((drawn[:, :2], drawn.gather(1, again[:, None])), 1)
 
-    def batch(self, writer: Writer, rows: int, related: float, settings: list[float]) -> Batch:
+    def batch(self, writer: Writer, rows: int, settings: list[float]) -> Batch:
         """A batch in which neighbours are of one template."""
         group = RECIPE["rows_of_a_template"]
         template = self.below(len(TEMPLATES), rows // group).repeat_interleave(group)
@@ -199,7 +185,8 @@ class Draws:
         again = self.among([0.4, 0.4, 0.2], rows)
         known = kin.gather(1, again.clamp(max=1)[:, None])[:, 0]
         kin[:, 2] = torch.where(again < 2, known, other[:, 2])
-        other = torch.where((self.uniform(rows) < related)[:, None], kin, other)
+        related = self.uniform(rows) < RECIPE["related_sources"]
+        other = torch.where(related[:, None], kin, other)
         tokens = [
             writer.write(
                 template, each, self.below(len(PLACES), rows), self.below(len(OBJECTS), rows)
@@ -330,8 +317,10 @@ def interchange(
     }
     # Of a strict row each part is replaced with the row's own probability: whole, or place by
     # place. One whole part always is.
-    replaced = draws.uniform(rows) if share is None else torch.full((rows,), share, device=device)
-    replaced = torch.ones_like(replaced) if alone else replaced
+    if alone or share is not None:
+        replaced = torch.full((rows,), 1.0 if alone else share, device=device)
+    else:
+        replaced = draws.uniform(rows)
     is_strict = draws.uniform(rows) < strict
     parts = (LAYERS, rows, length, N_HEADS + 1)
     whole = (draws.uniform(rows) < 0.5)[None, :, None, None]
@@ -517,13 +506,11 @@ def train(gate: str, seed: int, out: Path, work: Path, device: str) -> None:
     started, steps = time.perf_counter(), len(schedule)
     progress = tqdm(total=steps, initial=first_step, desc=f"training {gate}", unit="step")
     for step, (stage, step_of_stage) in enumerate(schedule[first_step:], start=first_step):
-        if stage["fresh_optimizer"] and not step_of_stage:
-            optimizer = _optimizer(model)
         # Seeded by step, so that a resumed run draws what an unbroken one would.
         draws = Draws(seed * 1_000_003 + step, device)
         for group in optimizer.param_groups:
             group["lr"] = _rate(stage, step_of_stage)
-        batch = draws.batch(writer, RECIPE["rows"], RECIPE["related_sources"], stage["settings"])
+        batch = draws.batch(writer, RECIPE["rows"], RECIPE["settings"])
         total, parts = loss(model, writer, batch, draws, gate, stage)
         optimizer.zero_grad()
         total.backward()
