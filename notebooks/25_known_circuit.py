@@ -94,8 +94,11 @@ pl.plot.heatmap(fx)
 
 # %%
 measured = fx.effect.squeeze("metric")
-at = {head: measured.sel(layer=head.layer, head=head.head).item() for head in predicted}
-pd.DataFrame({"predicted": predicted, "measured": at}).rename(index=str).round(2)
+rows = {
+    f"{variable} {h}": (predicted[h], measured.sel(layer=h.layer, head=h.head).item())
+    for variable, h in pl.known.HEADS.items()
+}
+pd.DataFrame(rows, index=["predicted", "measured"]).T.round(2)
 
 # %% [markdown]
 # The map shows what the answer key says, and nothing else. The Previous Token head is idle: its tokens are the same in
@@ -124,9 +127,9 @@ def swap(z, hook):
 # %%
 plain = model(clean)[0, -1]
 swapped = model.run_with_hooks(clean, fwd_hooks=[(hook, swap)])[0, -1]
-rows = {"IO": pairs.answers[0], "S": pairs.wrong_answers[0]}
+named = {"IO": pairs.answers[0], "S": pairs.wrong_answers[0]}
 pd.DataFrame(
-    {name: {"plain": plain[t].item(), "swapped": swapped[t].item()} for name, t in rows.items()}
+    {name: {"plain": plain[t].item(), "swapped": swapped[t].item()} for name, t in named.items()}
 ).round(1)
 
 # %% [markdown]
@@ -197,17 +200,15 @@ prompts = [third(p) for p in islice(indirect_objects.prompts(random.Random(0)), 
 new = pl.PromptPairs.from_prompts(model, prompts)
 
 # %%
-VOTES = {"duplicate": pl.known.HEADS["duplicate"], "induction": pl.known.HEADS["induction"]}
+VOTES = {vote: pl.known.HEADS[vote] for vote in ("duplicate", "induction")}
 
 
 def votes(name, direction):
-    fx = pl.patch(pl.load_model(name), new, heads=[*VOTES.values()], direction=direction,
-                  corruption=pl.STR("S2"), **options).effect.squeeze()  # fmt: skip
+    how = {"corruption": pl.STR("S2"), "direction": direction}
+    fx = pl.patch(pl.load_model(name), new, heads=[*VOTES.values()], **how, **options)
     expected = pl.known.heads(new, pl.STR("S2"), pl.certificate.MODELS[name], direction)
-    return {
-        vote: f"{fx.sel(layer=h.layer, head=h.head):.2f} ({expected[h]:.1f})"
-        for vote, h in VOTES.items()
-    }
+    found = {v: fx.effect.sel(layer=h.layer, head=h.head).item() for v, h in VOTES.items()}
+    return {v: f"{found[v]:.2f} ({expected[h]:.1f})" for v, h in VOTES.items()}
 
 
 # %%

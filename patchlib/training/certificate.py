@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from torch.nn.functional import kl_div
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging as hf_logging
 
 from patchlib import tasks
 from patchlib.errors import PatchlibError
@@ -68,9 +69,15 @@ def interchanges(name: str = "known", rows: int = 512, seed: int = 0) -> pd.Data
         True
     """
     gate, folder = gate_of(name), KNOWN / gate_of(name)
+    # Not the bridge's: its hooks are not made to be trained through. A bar over weights already on
+    # disk says nothing.
+    bars = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
     model: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     ).eval()
+    if bars:
+        hf_logging.enable_progress_bar()
     writer = Writer(PreTrainedTokenizerFast.from_pretrained(folder), "cpu")
     variables = [*known.HEADS]
     asked: dict[str, list[str]] = {"nothing": [], **{v: [v] for v in variables}}

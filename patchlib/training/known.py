@@ -317,10 +317,8 @@ def interchange(
     }
     # Of a strict row each part is replaced with the row's own probability: whole, or place by
     # place. One whole part always is.
-    if alone or share is not None:
-        replaced = torch.full((rows,), 1.0 if alone else share, device=device)
-    else:
-        replaced = draws.uniform(rows)
+    fixed = 1.0 if alone else share
+    replaced = draws.uniform(rows) if fixed is None else torch.full((rows,), fixed, device=device)
     is_strict = draws.uniform(rows) < strict
     parts = (LAYERS, rows, length, N_HEADS + 1)
     whole = (draws.uniform(rows) < 0.5)[None, :, None, None]
