@@ -258,7 +258,8 @@ def claims_by_model(of: str = "paper") -> pd.DataFrame:
 
     Returns:
         A row for each claim by its id: ``section``, ``claim``, ``paper`` (its number and model),
-        and for each model a column with its mark, empty where nobody tested it.
+        and a column of marks for each model that any of these claims was tested on, empty where
+        one was not.
 
     Raises:
         PatchlibError: for another ``of``.
@@ -276,6 +277,7 @@ def claims_by_model(of: str = "paper") -> pd.DataFrame:
     ]
     table = _Table(rows, columns=["id", "section", "claim", "paper"]).set_index("id")
     marks = recorded().pivot(index="claim", columns="model", values="status")
+    marks = marks.reindex(table.index).dropna(axis=1, how="all")
     return table.join(marks.rename_axis(None, axis=1)).fillna("")
 
 
