@@ -119,8 +119,8 @@ shares.sort_values(METRICS, ascending=False)
 # %% [markdown]
 # ## 6 Beyond the paper
 #
-# The notebooks 10 to 15 put claims of other works to the same test: on directions, ablation, circuits, mediation and
-# self-repair. No expression of theirs is checked against numbers of those works, which print few; the mark is of the model alone.
+# The notebooks 10 to 26 put claims of other works to the same test: on directions, ablation, circuits, mediation,
+# self-repair, attribution, edges, hypotheses, and on a model whose circuit is known. No expression of theirs is checked against numbers of those works, which print few; the mark is of the model alone.
 
 # %%
 others = pl.claims_by_model("other works")
