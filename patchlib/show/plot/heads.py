@@ -142,12 +142,13 @@ def scatter(
     across: Mapping[str, xr.Dataset] | xr.Dataset,
     up: Mapping[str, xr.Dataset] | xr.Dataset,
     metric: str = "logit_diff",
-    n: int = 8,
+    n: int = 6,
 ) -> Figure:
     """Draws the effects of one result against those of another, such as an estimate of it.
 
-    A point for each head or layer, a panel for each name, all on one scale. On the dashed line
-    both are the same. Names stand at the ``n`` points with the largest absolute value in either.
+    A point for each head or layer that both have, a panel for each name, all on one scale. On the
+    dashed line both are the same. Names stand at the ``n`` points with the largest absolute value
+    in either.
 
     Args:
         across: a result of `patchlib.patch` or another method by head or by layer, or several,
@@ -157,7 +158,7 @@ def scatter(
         n: how many names.
 
     Raises:
-        PatchlibError: where the names differ, where two results have not the same heads or layers,
+        PatchlibError: where the names differ, where two results have no head or layer in common,
             and as `ranked` does.
 
     Example:
@@ -211,14 +212,15 @@ def scatter(
 
 
 def _both(first: xr.Dataset, second: xr.Dataset, metric: str) -> xr.DataArray:
-    """The same cells of two results, those that both have measured."""
-    cells = [by_cell(of_cells(fx, metric)) for fx in (first, second)]
-    if not cells[0].cell.equals(cells[1].cell):
+    """The cells that two results have both measured."""
+    cells = [by_cell(of_cells(fx, metric)).reset_coords(drop=True) for fx in (first, second)]
+    both = xr.concat(cells, "result", join="inner").dropna("cell")
+    if not both.sizes["cell"]:
         raise PatchlibError(
-            "two results can be drawn against each other where they have the same heads or "
-            f"layers: these have {cells[0].sizes['cell']} and {cells[1].sizes['cell']}"
+            "two results can be drawn against each other where both have measured the same heads "
+            "or layers: these have none in common"
         )
-    return xr.concat([each.reset_coords(drop=True) for each in cells], "result").dropna("cell")
+    return both
 
 
 def _method(fx: xr.Dataset) -> str:
@@ -230,11 +232,12 @@ def _method(fx: xr.Dataset) -> str:
 def _name_points(
     axes: Axes, x: xr.DataArray, y: xr.DataArray, n: int, limits: tuple[float, float]
 ) -> None:
-    """Writes the names of the largest, left of what is above the diagonal and right of the rest."""
+    """Writes the names of the largest: on the left above the diagonal, where there is room."""
     low, high = limits
+    beside = np.where((y > x) & (x > low + 0.16 * (high - low)), -1, 1)
     largest = np.argsort(-np.maximum(abs(x.values), abs(y.values)), kind="stable")[:n]
     for side in (-1, 1):
-        mine = [i for i in largest if (y.values[i] <= x.values[i]) == (side > 0)]
+        mine = [i for i in largest if beside[i] == side]
         mine.sort(key=lambda i: -float(y.values[i]))
         heights = _spread([float(y.values[i]) for i in mine], 0.055 * (high - low), low, high)
         for i, height in zip(mine, heights, strict=True):

@@ -155,11 +155,13 @@ def colours(runs: Iterable[str]) -> dict[str, str]:
 def legend(figure: Figure, notes: dict[str, Artist]) -> None:
     """Explains signs and lines below the figure, where they hide nothing."""
     if notes:
+        # Inches: a letter, and the sign before a name with the space around it.
+        wide = sum(0.05 * len(name) + 0.47 for name in notes) > figure.get_figwidth()
         figure.legend(
             handles=list(notes.values()),
             labels=list(notes),
             loc="outside lower center",
-            ncols=len(notes) if len(notes) <= 4 else 3,
+            ncols=(2 if wide else 4) if len(notes) <= 4 else 3,
             frameon=False,
         )
 
