@@ -240,5 +240,6 @@ pl.check("15.3", answer, model=model, pairs=pairs, zero=zero, each=each)
 
 # %% [markdown]
 # **To discuss.** A colleague ablates every head, one at a time, and concludes from small losses that the model does not
-# need heads for this task. Which two numbers do you ask for? Back to the [start](00_start_here.ipynb), or on to
-# [the circuit](13_ioi_circuit_of_smollm2.ipynb), where sets of heads are judged together.
+# need heads for this task. Which two numbers do you ask for? Sets of heads are judged
+# together in [13](13_ioi_circuit_of_smollm2.ipynb). Next: [20](20_attribution_patching.ipynb), where a gradient stands in
+# for a sweep.

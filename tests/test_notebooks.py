@@ -29,6 +29,7 @@ EXPECTED = [
     "13_ioi_circuit_of_smollm2",
     "14_causal_mediation",
     "15_self_repair",
+    "20_attribution_patching",
     "app_c_arithmetic",
     "app_d_docstring",
     "app_e_greater_than",

@@ -92,7 +92,7 @@ def test_scatter_has_the_effects_of_both_and_names_the_largest() -> None:
         values = fx.effect.values.ravel()
         points = axes.collections[0].get_offsets()
         assert np.array_equal(points, np.stack((values, 2 * values), axis=1))
-        # Above the diagonal stands the end of a name before its point, below the beginning behind.
+        # A name stands left of its point above the diagonal, and right of it below.
         names = {text.get_text(): text.get_ha() for text in axes.texts}
         assert names == {"2.1": "right", "7.3": "left"} and axes.get_title() == run
     (ends,) = {axes.get_xlim() + axes.get_ylim() for axes in figure.axes}
