@@ -9,7 +9,7 @@
 # %% [markdown]
 # # 20 A sweep for the price of three runs
 #
-# **Time** 20 minutes, with the exercises 40 · **Papers** [Nanda, 2023](https://www.neelnanda.io/mechanistic-interpretability/attribution-patching); [Kramár, Lieberum, Shah & Nanda, 2024](https://arxiv.org/abs/2403.00745) · **Before this** `03_1_ioi_circuit`, `03_2_out_of_distribution`
+# **Time** 20 minutes, with the exercises 40 · **Papers** [Nanda, 2023](https://www.neelnanda.io/mechanistic-interpretability/attribution-patching); [Kramár, Lieberum, Shah & Nanda, 2024](https://arxiv.org/abs/2403.00745); to Section 2.1 of [Zhang & Nanda, ICLR 2024](https://arxiv.org/abs/2309.16042) · **Before this** `03_1_ioi_circuit`, `03_2_out_of_distribution`
 #
 # A sweep runs the model once for every head. SmolLM2 has 270 of them, which takes minutes. It has 46,080 neurons, and
 # tens of thousands of edges between its parts, which takes hours to days. Yet all these runs ask the same question,
