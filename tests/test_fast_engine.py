@@ -146,7 +146,7 @@ def test_prompts_of_several_lengths(tiny: TransformerBridge, component: str):
     """Facts differ in length, and so does the first position that can change."""
     if component not in components(tiny):
         pytest.skip("the model has no such activation")
-    pairs = pl.tasks.factual_recall(tiny, n=6 if component == "neuron" else 12)
+    pairs = pl.tasks.factual_recall(tiny, n=3)
     assert len({len(prompt.clean) for prompt in pairs.prompts}) > 1
     options = {"layers": [1]} if component == "neuron" else {}
     if component in ("mlp", "attn", "resid", "resid_mid"):
@@ -365,7 +365,7 @@ def test_memory_budget(tiny: TransformerBridge, component: str):
     """Less memory takes longer and gives the same numbers; no budget is overrun."""
     if component not in components(tiny):
         pytest.skip("the model has no such activation")
-    pairs = pl.tasks.ioi(tiny, n=1 if component == "neuron" else 6)
+    pairs = pl.tasks.ioi(tiny, n=1 if component == "neuron" else 2)
     options = {"corruption": pl.GN("S1+IO", draws=2), "engine": "fast", "progress": False}
     options |= {"layers": [1]} if component == "neuron" else {}
     with pytest.raises(pl.PatchlibError, match=r"one prompt of .* tokens needs") as refused:

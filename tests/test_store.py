@@ -2,6 +2,7 @@
 
 import json
 import random
+from itertools import product
 
 import pytest
 import torch
@@ -77,16 +78,19 @@ def test_which_prompts_are_answered_is_stored(mini, stored, monkeypatch):
         pl.keep_answered(mini, drawn, recompute=True)
 
 
-@pytest.mark.parametrize("kept", [{}, {"keep_prompts": True}, {"keep_draws": True}])
+KEPT = [{}, {"keep_prompts": True}, {"keep_draws": True}]
+
+
 @pytest.mark.parametrize("name", REQUESTS)
-def test_a_request_for_a_part_is_served(mini, stored, name, kept):
+def test_a_request_for_a_part_is_served(mini, stored, name):
     there, asked = REQUESTS[name]
-    pairs = pl.tasks.ioi(mini, n=6)
+    pairs = pl.tasks.ioi(mini, n=4)
     stored(mini, pairs, **{"corruption": pl.STR("S2")} | there)
-    asked = {"corruption": pl.STR("S2")} | asked | kept
+    asked = {"corruption": pl.STR("S2")} | asked
     # Effects are normalised over the prompts that are asked for.
-    for some in (pairs, pairs[[4, 1]]):
-        assert both(mini, some, **asked).attrs["stored"].endswith(f"torch {torch.__version__}")
+    for some, kept in product((pairs, pairs[[3, 1]]), KEPT):
+        fx = both(mini, some, **asked | kept)
+        assert fx.attrs["stored"].endswith(f"torch {torch.__version__}")
 
 
 SETS = ["4.1", "mlp3", ["5.0", "5.1"]]
@@ -126,11 +130,10 @@ STORED_METHODS = {
 }
 
 
-@pytest.mark.parametrize("kept", [{}, {"keep_prompts": True}, {"keep_draws": True}])
 @pytest.mark.parametrize("name", STORED_METHODS)
-def test_other_methods_are_served(mini, stored, name, kept):
+def test_other_methods_are_served(mini, stored, name):
     there, asked = STORED_METHODS[name]
-    pairs = pl.tasks.ioi(mini, n=6)
+    pairs = pl.tasks.ioi(mini, n=4)
     sources = {"mean": pl.Mean(pairs), "resample": pl.Resample(pairs, draws=2)}
     there, asked = (
         {key: sources.get(value, value) if isinstance(value, str) else value for key, value in each}
@@ -139,7 +142,7 @@ def test_other_methods_are_served(mini, stored, name, kept):
     if there.get("method") not in (pl.ablate, criteria):
         there, asked = ({"corruption": pl.STR("S2")} | each for each in (there, asked))
     stored(mini, pairs, **there)
-    for some in (pairs, pairs[[4, 1]]):
+    for some, kept in product((pairs, pairs[[3, 1]]), KEPT):
         assert "stored" in both(mini, some, **asked | kept).attrs
 
 
