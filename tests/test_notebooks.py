@@ -30,6 +30,7 @@ EXPECTED = [
     "14_causal_mediation",
     "15_self_repair",
     "20_attribution_patching",
+    "23_causal_scrubbing",
     "app_c_arithmetic",
     "app_d_docstring",
     "app_e_greater_than",
@@ -143,7 +144,10 @@ def test_a_notebook_draws_with_the_package_and_writes_no_sentences(name):
 @pytest.mark.parametrize("name", EXPECTED)
 def test_what_is_said_of_heads_is_said_of_a_model_by_name(name):
     """A paragraph that names heads of a model says of which model they are."""
-    named = re.compile(r"GPT|SmolLM2|mini|attn-only|the paper|Wang et al|Hanna et al|layer\.head")
+    named = re.compile(
+        r"GPT|SmolLM2|mini|attn-only|`known`|the\sknown\smodel|the paper|Wang et al|Hanna et al|"
+        r"layer\.head"
+    )
     for cell in _read(name).cells:
         if cell.cell_type == "markdown":
             for paragraph in cell.source.split("\n\n"):

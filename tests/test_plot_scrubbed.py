@@ -24,7 +24,7 @@ def test_each_hypothesis_has_a_row(mini: TransformerBridge):
     few = pl.scrub(mini, pairs[:6], HYPOTHESES, draws=2)
     both = plot.recovered({"all": fx, "few": few})
     assert len(both.axes[0].collections) == 4 and "all and few" in both.alt
-    assert both.axes[0].get_title() == "mini, IOI, 2 draws"
+    assert both.axes[0].get_title() == "mini, IOI, 20 and 6 prompts, 2 draws"
 
 
 def test_refusals(mini: TransformerBridge):

@@ -72,11 +72,11 @@ def recovered(results: Mapping[str, xr.Dataset] | xr.Dataset, metric: str = "log
         axes.set_axisbelow(True)
         axes.spines[["top", "right", "left"]].set_visible(False)
         what = label(metric, first.attrs).removeprefix("normalised ")
-        axes.set_xlabel(f"{what}, recovered\nmean and 95 % interval over prompts")
+        axes.set_xlabel(f"recovered share of {what}\nmean and 95 % interval over prompts")
         said = first.attrs
-        counts = {f"{fx.attrs['n_prompts']} prompts" for fx in series.values()}
-        where = [spelt(said["model"]), spelt(said["task"]), *counts, f"{said['draws']} draws"]
-        axes.set_title(", ".join(where if len(counts) == 1 else [*where[:2], where[-1]]))
+        counts = dict.fromkeys(str(fx.attrs["n_prompts"]) for fx in series.values())
+        where = [spelt(said["model"]), spelt(said["task"]), f"{' and '.join(counts)} prompts"]
+        axes.set_title(", ".join([*where, f"{said['draws']} draws"]))
         drawn.alt = (
             f"Recovered performance, with 95 % intervals, of {', '.join(names)}"
             f"{' for ' if notes else ''}{' and '.join(notes)}. {axes.get_title()}"
