@@ -30,8 +30,7 @@ import pandas as pd
 
 import patchlib as pl
 
-model, pairs, S = pl.start("4_2_negative_heads")
-known = pl.load_model("known")
+known, every, _ = pl.start("3_1_ioi", "known", n=400)
 
 # %% [markdown]
 # ## 1 A model that holds no secret
@@ -61,7 +60,6 @@ def of_one_form(prompts):
 
 
 # %%
-every = pl.tasks.ioi(known, n=400)
 data = of_one_form(every)
 pd.Series([order(prompt) for prompt in data.prompts], name="S comes first").value_counts()
 
@@ -250,12 +248,19 @@ mixed[["recovered", "low", "high"]].squeeze("metric", drop=True).to_dataframe().
 # prompts are of another form still. A low score, too, has to be understood: the first hypothesis was not false about what is
 # told, but silent about where. Scrub sentences of one form, or say in each feature where things stand.
 #
-# ## 6 One claim about a pretrained model
-#
-# Now the model that was loaded first, and the first two steps of [13](13_ioi_circuit_of_smollm2.ipynb): the heads that write
-# for the answer, and the S-Inhibition heads that move their queries.
+# So far all claims were about the known model:
 
 # %%
+pl.claims()
+
+# %% [markdown]
+# ## 6 One claim about a pretrained model
+#
+# Now a model that nobody built for this, and the first two steps of [13](13_ioi_circuit_of_smollm2.ipynb): the heads that
+# write for the answer, and the S-Inhibition heads that move their queries.
+
+# %%
+model, pairs, S = pl.start("4_2_negative_heads")
 how = {"direction": "noise", "metrics": ["logit_diff"], "keep_prompts": True, "progress": False}
 paths = {
     site: pl.path_patch(model, pairs, "head", "logits", corruption=pl.STR(site), **how)
