@@ -42,8 +42,9 @@ test: lint  ## Lint, then run the tests, the doctests and the notebooks on both 
 	$(FETCH)
 	$(IN_PARALLEL) --dist worksteal tests -m "not browser"
 	PATCHLIB_MODEL=mini $(IN_PARALLEL) --dist worksteal --doctest-modules patchlib
-	PATCHLIB_MODEL=smollm2 PATCHLIB_CLAIMS=strict $(IN_PARALLEL) --dist loadscope --nbval notebooks \
-	  --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg
+	PYTHONPATH=tests PATCHLIB_MODEL=smollm2 PATCHLIB_CLAIMS=strict $(IN_PARALLEL) --dist loadscope \
+	  -p one_kernel --nbval notebooks --nbval-current-env \
+	  --nbval-sanitize-with tests/nbval_sanitize.cfg
 
 # The texts go first: executing makes each .ipynb newer than its text, and the newer half wins.
 run: notebooks  ## Execute all notebooks, on SmolLM2 or the model that PATCHLIB_MODEL names
