@@ -30,6 +30,7 @@ EXPECTED = [
     "14_causal_mediation",
     "15_self_repair",
     "20_attribution_patching",
+    "22_acdc",
     "23_causal_scrubbing",
     "app_c_arithmetic",
     "app_d_docstring",
