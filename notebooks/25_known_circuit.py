@@ -11,7 +11,7 @@
 #
 # **Time** 20 minutes, with the exercises 40 · **Papers** [Geiger et al. 2021](https://arxiv.org/abs/2112.00826) (interchange intervention training), [Gupta et al. 2024](https://arxiv.org/abs/2407.14494) (InterpBench) · **Before this** `10_directions`, `24_interchange_and_das`
 #
-# Zhang & Nanda *argue* which choices to trust. They have to: nobody knows the circuit of GPT-2, so no patching result
+# [Zhang & Nanda](https://arxiv.org/abs/2309.16042) *argue* which choices to trust. They have to: nobody knows the circuit of GPT-2, so no patching result
 # can be marked right or wrong. Here is a model for which the answer key exists. It does the IOI task, it has six layers
 # of four heads, it loads like any other, and **it was trained to have a stated circuit**: six heads in stated places,
 # twelve edges, and effects whose size and sign follow from a page of arithmetic.
