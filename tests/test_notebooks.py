@@ -32,6 +32,7 @@ EXPECTED = [
     "20_attribution_patching",
     "22_acdc",
     "23_causal_scrubbing",
+    "24_interchange_and_das",
     "25_known_circuit",
     "app_c_arithmetic",
     "app_d_docstring",

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Float, Int
@@ -216,7 +215,8 @@ class Alignment:
 
     def __post_init__(self) -> None:
         whole("layer", self.layer, 0, int(self.model.cfg.n_layers) - 1)
-        self._tail  # refuses what cannot be aligned  # noqa: B018
+        # Made at once, so that what cannot be aligned is refused here.
+        assert self._tail
 
     def run(self, change: Intervention, keep_prompts: bool = False) -> xr.Dataset:
         """What `interchange` measures, with a change of one's own in place of the whole exchange.
@@ -412,15 +412,13 @@ def _result(
     data, n = xr.Dataset({"effect": patched, "base": base}), len(pairs)
     parts = [data.isel(prompt=slice(i, i + n)) for i in range(0, data.sizes["prompt"], n)]
     data = xr.concat(parts, "source").mean("source", skipna=False)
-    ends = interval(data.fillna(np.nan))
+    ends = interval(data)
     if keep_prompts:
         data = data.assign_coords(text=("prompt", pairs.texts))
     else:
         data = data.mean("prompt")
-    named = {f"label_{name}": f"interchange {name}" for name in ("accuracy",)}
-    return data.assign(low=ends.low, high=ends.high).assign_attrs(
-        {**attrs, **named, "n_prompts": n}
-    )
+    named = {"label_accuracy": "interchange accuracy", "n_prompts": n}
+    return data.assign(low=ends.low, high=ends.high).assign_attrs({**attrs, **named})
 
 
 def _counterfactual(
