@@ -42,6 +42,9 @@ from .methods.circuit import completeness as completeness
 from .methods.circuit import faithfulness as faithfulness
 from .methods.circuit import minimality as minimality
 from .methods.eap import attribute_edges as attribute_edges
+from .methods.edge_circuits import edge_faithfulness as edge_faithfulness
+from .methods.edge_circuits import faithfulness_curve as faithfulness_curve
+from .methods.edge_circuits import rank_edges as rank_edges
 from .methods.edges import Edges as Edges
 from .methods.edges import patch_edges as patch_edges
 from .methods.interactions import interactions as interactions

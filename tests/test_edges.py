@@ -315,6 +315,10 @@ def test_what_results_say(tiny_gpt2: TransformerBridge, tmp_path: Path):
     fx = pl.patch_edges(tiny_gpt2, pairs, sets, direction="noise", keep_prompts=True, **OPTIONS)
     assert fx.effect.dims == ("metric", "prompt", "edges")
     assert fx.attrs["edges"] == "one: resid0->q0.1, 0.1->logits; none: none"
+    every = pl.Edges.of(tiny_gpt2)
+    sets = {"all": every, "most": every - pl.Edges("0.1->logits")}
+    many = pl.patch_edges(tiny_gpt2, pairs, sets, **OPTIONS)
+    assert many.attrs["edges"] == "all: all; most: all but 0.1->logits"
     assert (fx.attrs["direction"], fx.attrs["site"]) == ("noise", "S2")
     fx.to_netcdf(tmp_path / "effects.nc")
     assert xr.load_dataset(tmp_path / "effects.nc").identical(fx)

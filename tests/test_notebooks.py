@@ -30,6 +30,7 @@ EXPECTED = [
     "14_causal_mediation",
     "15_self_repair",
     "20_attribution_patching",
+    "21_edges_and_eap",
     "22_acdc",
     "23_causal_scrubbing",
     "24_interchange_and_das",

@@ -111,6 +111,14 @@ def test_scatter_takes_one_result_for_all_panels_and_what_both_have() -> None:
     assert np.allclose(first[:, 0], first[:, 1]) and np.allclose(2 * second[:, 0], second[:, 1])
 
 
+def test_scatter_takes_edges() -> None:
+    coords = {"metric": ["logit_diff"], "writer": ["resid0", "0.1"], "reader": ["q0.1", "logits"]}
+    fx = xr.Dataset({"effect": (tuple(coords), [[[3.0, 1.0], [np.nan, 2.0]]])}, coords=coords)
+    axes = plot.scatter(fx, 2 * fx, n=1).axes[0]
+    assert axes.collections[0].get_offsets().tolist() == [[3, 6], [1, 2], [2, 4]]
+    assert [text.get_text() for text in axes.texts] == ["resid0->q0.1"]
+
+
 def test_titles_say_that_effects_are_estimates() -> None:
     fx = result("layer", "head").assign_attrs(method="attribution patching", grad_drop=1)
     said = plot.ranked(fx).axes[0].get_title()

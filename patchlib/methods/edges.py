@@ -12,9 +12,9 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -96,7 +96,7 @@ class Edges(Set[Edge]):
         """All edges of a model."""
         graph = _Graph(model)
         return cls(
-            (writer, reader)
+            Edge(writer, reader)
             for reader, before in graph.readers.items()
             for writer in graph.writers[:before]
         )
@@ -147,6 +147,10 @@ class Edges(Set[Edge]):
     def __len__(self) -> int:
         return len(self._edges)
 
+    def __sub__(self, other: Set[Any]) -> Edges:
+        # A set's own way goes through both in their order.
+        return Edges(self._edges - frozenset(map(_edge, other)))
+
     def __hash__(self) -> int:
         return hash(self._edges)
 
@@ -160,6 +164,7 @@ class Edges(Set[Edge]):
 _KINDS = ("resid", "", "q", "k", "v", "mlp", "mlp_in", "logits")
 
 
+@cache
 def _place(name: str) -> tuple[float, int, int]:
     """Where a writer or a reader stands: layer, kind, head."""
     kind, layer, head = re.fullmatch("([a-z_]*)([0-9]*)[.]?([0-9]*)", name).groups()  # type: ignore
@@ -167,6 +172,8 @@ def _place(name: str) -> tuple[float, int, int]:
 
 
 def _edge(given: object) -> Edge:
+    if isinstance(given, Edge):
+        return given
     both = given.split("->") if isinstance(given, str) else given
     names = [str(name).strip() for name in both] if isinstance(both, Iterable) else []
     if len(names) == 2:
@@ -276,15 +283,24 @@ def _frame(
     else:
         named = given if isinstance(given, Mapping) else {"": given}
         sets = {str(name): Edges(some) for name, some in named.items()}  # type: ignore[arg-type]
-        cells = [_Cell((), edges=[*map(graph.resolve, some)]) for some in sets.values()]
+        cells = [_Cell((), edges=[*map(graph.resolve, some._edges)]) for some in sets.values()]
         dims = {"edges": list(sets)} if isinstance(given, Mapping) else {}
         asked = np.full(len(cells), True)
-        texts = {name: ", ".join(map(str, some)) or "none" for name, some in sets.items()}
+        every = Edges.of(model)
+        texts = {name: _text(some, every) for name, some in sets.items()}
         said = {"edges": "; ".join(f"{n}: {text}" if n else text for n, text in texts.items())}
     if not cells:
         raise PatchlibError("edges={}: give at least one set of edges")
     frame = frames.of_parts(model, pairs, (), "all")
     return replace(frame, coordinates=dims, asked=asked, cells=lambda group: cells), said
+
+
+def _text(some: Edges, every: Edges) -> str:
+    """What results call a set: by its edges, or by those that it lacks if fewer."""
+    if 2 * len(some) <= len(every):
+        return ", ".join(map(str, some)) or "none"
+    lacking = ", ".join(map(str, every - some))
+    return f"all but {lacking}" if lacking else "all"
 
 
 class _Graph:

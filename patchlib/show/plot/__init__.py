@@ -6,6 +6,7 @@ are shown as their mean.
 """
 
 from patchlib.show.plot.curves import lines, windows
+from patchlib.show.plot.edges import edges, sizes
 from patchlib.show.plot.graph import circuit
 from patchlib.show.plot.heads import draws, intervals, ranked, scatter
 from patchlib.show.plot.maps import heatmap, heatmaps
@@ -22,6 +23,7 @@ __all__ = [
     "circuit",
     "costs",
     "draws",
+    "edges",
     "heatmap",
     "heatmaps",
     "intervals",
@@ -32,5 +34,6 @@ __all__ = [
     "save",
     "scatter",
     "scores",
+    "sizes",
     "windows",
 ]

@@ -146,12 +146,12 @@ def scatter(
 ) -> Figure:
     """Draws the effects of one result against those of another, such as an estimate of it.
 
-    A point for each head or layer that both have, a panel for each name, all on one scale. On the
-    dashed line both are the same. Names stand at the ``n`` points with the largest absolute value
-    in either.
+    A point for each head, layer or edge that both have, a panel for each name, all on one scale. On
+    the dashed line both are the same. Names stand at the ``n`` points with the largest absolute
+    value in either.
 
     Args:
-        across: a result of `patchlib.patch` or another method by head or by layer, or several,
+        across: a result of `patchlib.patch` or another method by head, layer or edge, or several,
             named as the panels are to be; a single one stands in every panel.
         up: what is drawn upwards, likewise.
         metric: one of their metrics.
@@ -213,14 +213,24 @@ def scatter(
 
 def _both(first: xr.Dataset, second: xr.Dataset, metric: str) -> xr.DataArray:
     """The cells that two results have both measured."""
-    cells = [by_cell(of_cells(fx, metric)).reset_coords(drop=True) for fx in (first, second)]
+    cells = [_cells(fx, metric).reset_coords(drop=True) for fx in (first, second)]
     both = xr.concat(cells, "result", join="inner").dropna("cell")
     if not both.sizes["cell"]:
         raise PatchlibError(
-            "two results can be drawn against each other where both have measured the same heads "
-            "or layers: these have none in common"
+            "two results can be drawn against each other where both have measured the same heads, "
+            "layers or edges: these have none in common"
         )
     return both
+
+
+def _cells(fx: xr.Dataset, metric: str) -> xr.DataArray:
+    """Effects of heads or layers; or of edges, named as in `patchlib.Edges`."""
+    if not {"writer", "reader"} <= {*fx.dims}:
+        return by_cell(of_cells(fx, metric))
+    effect = fx.effect.sel(metric=metric, drop=True)
+    cells = effect.mean({*effect.dims} & {"prompt", "draw"}).stack(cell=["writer", "reader"])
+    names = ["->".join(edge) for edge in cells.cell.values]
+    return cells.drop_vars(["cell", "writer", "reader"]).assign_coords(cell=names)
 
 
 def _method(fx: xr.Dataset) -> str:

@@ -64,10 +64,12 @@ _WHAT = {
     "v": "values",
     "pattern": "attention patterns",
     "neuron": "neurons",
+    "edge": "edges",
 }
 _OF = {
     "ablation": "effect of ablating",
     "attribution patching": "attribution of",
+    "edge attribution patching": "attribution of",
     "interchange intervention": "exchange of",
 }
 VARIANTS = {"qk_fix": "QK fix", "grad_drop": "GradDrop"}
