@@ -23,7 +23,7 @@ FETCH := $(BIN)/python -m patchlib.models.smollm2
 START := notebooks/00_start_here.ipynb
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test run test-browser sweeps verify bench notebooks lint clean
+.PHONY: help lab test run test-browser sweeps verify score bench notebooks lint clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -60,6 +60,9 @@ sweeps: $(INSTALLED)  ## Compute the stored sweeps of SmolLM2 that are missing (
 verify: $(INSTALLED)  ## Compute all stored sweeps again and compare (some hours)
 	$(FETCH)
 	$(BIN)/python -m patchlib.paper.sweeps --verify
+
+score: $(INSTALLED)  ## Score what is missing of every method on the known models (some minutes each)
+	$(BIN)/python -m patchlib.paper.scoreboard
 
 bench: $(INSTALLED)  ## Measure how fast patching is (some forty minutes)
 	$(BIN)/python tests/bench.py

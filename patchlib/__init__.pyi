@@ -62,6 +62,7 @@ from .paper import advice as advice
 from .paper import experiments as experiments
 from .paper.advice import advise as advise
 from .paper.roles import head_roles as head_roles
+from .paper.scoreboard import scores as scores
 from .patching import metrics as metrics
 from .patching.metrics import Metric as Metric
 from .patching.patch import patch as patch
