@@ -78,7 +78,8 @@ pl.plot.scores(table[(table.of == "heads") & table.metric.isin(["logit_diff", ""
 # %% [markdown]
 # A norm that knows nothing of the answer is perfect. That is a warning about the exam, not a discovery about norms: training
 # told every other head to write the same whatever the prompt says, and the six where to look. In a real model thousands of heads
-# write about other things. So heads are the easy part of the exam. Edges are the hard part:
+# write about other things. So heads are the easy part of the exam. Edges are the hard part. (`direct effect` is asked
+# for edges into the logits alone, `path patching` for those between heads and into the logits.)
 
 # %%
 pl.plot.scores(table[(table.of == "edges") & table.metric.isin(["logit_diff", ""])])
@@ -197,12 +198,11 @@ pd.DataFrame(both | measured).dropna().round(2)
 #
 # ## 5 What it costs
 #
-# Edges are where cost matters: here 460, in GPT-2 small 32,491. A gradient costs the same for all of them. (The most direct
-# method, `direct effect`, is asked for edges into the logits alone, and `path patching` for those between heads.)
+# Edges are where cost matters: here 460, in GPT-2 small 32,491. A gradient costs the same for all of them. Of the methods that
+# say something of every edge:
 
 # %%
-edges = table[(table.of == "edges") & table.metric.isin(["logit_diff", "kl", ""])]
-pl.plot.costs(edges)
+pl.plot.costs(table[table.n == table.n.max()])
 
 # %%
 pl.predict("26-6", "yes")

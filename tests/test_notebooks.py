@@ -35,6 +35,7 @@ EXPECTED = [
     "23_causal_scrubbing",
     "24_interchange_and_das",
     "25_known_circuit",
+    "26_which_method_finds_the_circuit",
     "app_c_arithmetic",
     "app_d_docstring",
     "app_e_greater_than",

@@ -257,7 +257,7 @@ def difference(model: TransformerBridge, call: Call, path: Path = PATH) -> float
     there = table[(table.model == _named(model)[0]) & _are(table, call)]
     here = rows(model, call)
     both = (each.set_index("metric").select_dtypes("number") for each in (there, here))
-    one, other = (each.drop(columns=["seconds"]) for each in both)
+    one, other = (each.drop(columns=["seconds", "passes"]) for each in both)
     of = [name for name in one if name.startswith("needed")]
     apart = abs(one - other).fillna(0).where(one.isna() == other.isna(), np.inf)
     apart[of] = apart[of].div(one.n, axis=0)
@@ -359,7 +359,7 @@ def _pruned(
 def _random(model: TransformerBridge, pairs: PromptPairs, *_: object) -> xr.Dataset:
     """A number for each head, drawn anew for each prompt."""
     shape = model.cfg.n_layers, model.cfg.n_heads, len(pairs)
-    generator = derive_generator(0, "scores", str(model.cfg.model_name))
+    generator = derive_generator(0, "scores", _named(model)[0])
     return _of_heads(torch.randn(*shape, generator=generator))
 
 
