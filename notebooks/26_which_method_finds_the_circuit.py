@@ -30,7 +30,7 @@ truth = pl.known.heads(pairs, pl.STR("S2"))
 pd.Series({str(head): effect for head, effect in truth.items()}, name="predicted effect")
 
 # %% [markdown]
-# Those are the heads, with the effects that the mechanism *predicts* for an exchange of S2. Head 0.1, the previous-token head,
+# Those are the heads of `known`, with the effects that the mechanism *predicts* for an exchange of S2. Head 0.1, the previous-token head,
 # is in the circuit and idle here: it sits at the first names, which the exchange leaves alone. What is idle cannot be found, and
 # is not asked for.
 #

@@ -9,10 +9,12 @@ from typing import Any
 from nbval import plugin
 from nbval.kernel import RunningKernel
 
-# All that a notebook leaves: its names, what it showed, and the two switches that torch has.
+# All that a notebook leaves: its names, what it showed, how pandas shows tables, and the two switches
+# that torch has.
 _FORGET = """
 %reset -f
-import gc, torch
+import gc, pandas, torch
+pandas.reset_option("^display")
 torch.set_grad_enabled(True)
 torch.manual_seed(0)
 gc.collect()

@@ -146,6 +146,23 @@ def test_the_claims_shown_are_the_table_s():
         assert f"\n| {id} {entry['claim']} | {entry['model']} ✓ | {ours} |\n" in rows
 
 
+def test_the_scores_are_the_table_s():
+    rows, table = section("Which method finds a circuit that is known?"), pl.scores()
+    edges = table[
+        (table.of == "edges") & ((table.metric == "logit_diff") | (table.method == "ACDC"))
+    ]
+    edges = pd.concat([edges, table[table.method == "norm of writers"]])
+    columns = ["average_precision", "auc", "passes"]
+    means = edges.groupby("method")[columns].mean()
+    shown = re.findall(r"^\| ([\w -]+), .* \| ([\d.]+) \| ([\d.]+) \| (\d+) \|$", rows, re.M)
+    assert len(shown) == 5
+    for method, *values in shown:
+        precision, auc, runs = means.loc[method]
+        assert values == [f"{precision:.2f}", f"{auc:.2f}", f"{runs:.0f}"]
+    (chance,) = re.findall(r"shuffled ranking has (\.\d+) and \.50", rows)
+    assert float(chance) == pytest.approx((edges.n_true / edges.n).mean(), abs=0.005)
+
+
 def test_what_the_figure_shows(smollm2):
     pairs = pl.tasks.ioi(smollm2, n=500)
     corruptions = {"STR": pl.STR("S2"), "GN": pl.GN("S2")}
