@@ -9,8 +9,8 @@ from typing import Any
 from nbval import plugin
 from nbval.kernel import RunningKernel
 
-# All that a notebook leaves: its names, what it showed, how pandas shows tables, and the two switches
-# that torch has.
+# All that a notebook leaves: its names, what it showed, how pandas shows tables, and the two
+# switches that torch has.
 _FORGET = """
 %reset -f
 import gc, pandas, torch
