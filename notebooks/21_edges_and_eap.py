@@ -121,8 +121,8 @@ wrong = table[table.patched * table.EAP < 0]
 wrong.loc[wrong.patched.abs().nlargest(5).index].round(3)
 
 # %% [markdown]
-# For late edges the estimate is all but exact; the edges that leave the embedding come out several times too small, and
-# some of the way through queries has the wrong sign. Both have one cause.
+# On `mini` the estimate of the edges into the logits is nearly exact. Those that leave the embedding come out much too
+# small, and some, into queries, keys and MLPs, have the wrong sign. Both have one cause.
 #
 # ## 4 Why a gradient misses
 #
@@ -157,8 +157,8 @@ pd.DataFrame({"walk": (height - height[0]) / whole, "EAP": slope * height.index}
 #
 # The remedy of Hanna et al.: take the gradient at several points of the walk, and their mean. (The mean of all slopes is
 # the whole rise: the fundamental theorem of calculus.) So the edges that **leave the embedding**, which alone goes straight,
-# must add up to the whole effect, 1, if the points are many. Those **into the logits** are a cut through all paths as well.
-# Guess: do they add up to 1, too?
+# must add up to the whole effect, 1, if the points are many. Guess what they add up to with one gradient (EAP) and with five.
+# Those **into the logits** are a cut through all paths as well: do they add up to 1, too?
 
 # %%
 pl.predict("21-1", "EAP .5, five steps .9")  # what the embedding's edges add up to, in this model
@@ -199,11 +199,11 @@ table.corr().patched.round(3)
 # ## 6 A circuit of any size
 #
 # Take the strongest edges by size, n of them, in the clean run; every other edge carries what it carries in the corrupted
-# one. **Faithfulness** is the share of the clean logit difference that is left: 1 with all edges, 0 with none, exactly. Two
-# areas sum up the curve: **CPR**, below it (large is good), and **CMD**, between it and 1 (small is good), as in the
-# benchmark MIB.
+# one. **Faithfulness** is how far such a circuit comes on the way from the corrupted logit difference to the clean one: 1
+# with all edges, 0 with none, exactly. Two areas sum up the curve: **CPR**, below it (large is good), and **CMD**, between
+# it and 1 (small is good), as in the benchmark MIB.
 #
-# Guess how many percent of the edges keep four fifths of the answer, and whether EAP-IG needs fewer than EAP.
+# Guess how many percent of the edges come four fifths of the way, and whether EAP-IG needs fewer than EAP.
 
 # %%
 pl.predict("21-2", "5 %, and EAP-IG fewer")
@@ -223,9 +223,9 @@ pl.claim("21-3", cpr["EAP-IG"] > cpr["EAP"], close=tied["cpr"], **cpr)
 
 # %% [markdown]
 # Areas less than .01 apart count as too close to call: three prompts decide no more. On SmolLM2 they are, and the curves are
-# not: with a thousandth of its edges EAP-IG keeps half of the answer and EAP next to nothing. Nine tenths of both areas lie
-# to the right of 10 %, where every ranking does well and nobody looks for a circuit. Look at the curve before you quote an
-# area.
+# not: with a thousandth of its edges EAP-IG comes half of the way and EAP next to nowhere. Nine tenths of the axis, and so of
+# CPR, lie to the right of 10 % (the figure's axis is logarithmic), where every ranking does well and nobody looks for a
+# circuit. Look at the curve before you quote an area.
 
 # %%
 hundredth = {name: fx.faithfulness.sel(share=0.01).item() for name, fx in curves.items()}
@@ -241,7 +241,7 @@ pl.plot.sizes(found)
 
 # %% [markdown]
 # On `mini` the exact ranking finds hardly better circuits than EAP, for 6,637 runs a prompt, and EAP-IG far better ones than
-# both: a twentieth of the edges keeps nine tenths of the answer, where the others keep less than half. (In MIB, too: exact
+# both: a twentieth of the edges comes nine tenths of the way, where the others come less than half. (In MIB, too: exact
 # patching of edges has a CMD of .29, EAP-IG one of .07.) Exact is the answer to another question. Patched alone into the
 # corrupted run, an edge whose partners are missing does nothing; the ranking that knows each effect best need not find the
 # edges that work *together*.
@@ -263,11 +263,12 @@ alone[["model", "empty", "circuit_alone", "faithfulness"]].to_dataframe().round(
 
 # %% [markdown]
 # On SmolLM2 the drawing reads like the story of [13](13_ioi_circuit_of_smollm2.ipynb), which took a page of path patching:
-# 17.4 and 20.0 tell the queries of layer 23 where to look, 23.3 writes to the logits, and 24.4 listens to layer 23 and works
-# against it.
+# 17.4 tells 20.0 which name is repeated (v), 20.0 and 19.2 tell the queries of layer 23 where to look (q), 23.3 writes to the
+# logits, and 24.4 listens to layer 23 and works against it.
 #
-# Compare the last number with the drawing before you believe in it. A drawing of sixty edges looks like an explanation, and
-# may do a small part of the task.
+# Compare the table with the drawing before you believe in it. On SmolLM2 these 54 edges come six tenths of the way, which
+# starts far below 0: their logit difference is still negative, so that on average they prefer the *wrong* name. A drawing
+# looks like an explanation, and may not even do the task.
 #
 # ## Summary
 #
