@@ -51,10 +51,10 @@ three = ["4.3->logits", "5.2->logits", "mlp5->logits"]
 
 # %% [markdown]
 # 4.3 is this model's Name Mover, 5.2 its negative Name Mover: without it the answer gets *better*. MLP 5 does next to
-# nothing. A rule that asks "does the answer get worse?" keeps the first edge alone.
+# nothing. A rule that asks "does the answer get clearly worse?" keeps the first edge alone.
 #
 # ACDC asks another question: **does the model still say the same?** Its metric is the KL divergence from the whole
-# model to the circuit, over all tokens, and that grows whichever way the answer moves. An edge is cut for good where KL
+# model to the circuit, over all next tokens, and that grows whichever way the answer moves. An edge is cut for good where KL
 # grows by less than τ, and the next edge is judged with this one gone.
 #
 # ## 2 All decisions
@@ -89,7 +89,8 @@ pl.claim(
 )
 
 # %% [markdown]
-# How much KL would have grown without each edge that stayed, in the order of the decisions:
+# On the known model 32 edges stay, which are twelve when queries, keys and values are merged: the twelve true ones, and
+# no other. How much KL would have grown without each of them, in the order of the decisions:
 
 # %%
 stayed = found.decisions.where(~found.decisions.removed, drop=True)
@@ -97,7 +98,7 @@ stayed.change.to_series().round(3)
 
 # %% [markdown]
 # KL has no sign. The figure has one: what each edge between heads, cut alone, takes from the logit difference. **Look
-# for** a thick arrow that KL hardly noticed.
+# for** arrows that take a third of the answer or more, and that stand in the list with less than 0.1.
 
 # %%
 names = {str(head): name for name, head in pl.known.HEADS.items()} | {"logits": "logits"}
@@ -112,7 +113,10 @@ arrows = {tuple(names[end] for end in edge.split("->")): x for edge, x in effect
 pl.plot.circuit({name: [head] for name, head in pl.known.HEADS.items()}, arrows, about=alone)
 
 # %% [markdown]
-# Two savings make this cheap, and neither changes a decision. A run begins at the layer of the reader. And where all
+# On the known model these are the arrows of the two votes, and of `previous`, which serves one of them. Without one vote the
+# right name is still much likelier than the wrong one, so that probabilities, and KL with them, hardly move.
+#
+# Two savings make ACDC cheap, and neither changes a decision. A run begins at the layer of the reader. And where all
 # edges *out of* a head are cut, nobody reads it any more: what it reads goes without a run.
 
 # %%
@@ -194,9 +198,10 @@ pl.claim(
 )
 
 # %% [markdown]
-# Where the rows differ, a paper that reports one order reports a coin. This is the OR of [10](10_directions.ipynb): noising one part of
-# an OR loses nothing while its partner is there, and ACDC noises one edge at a time. Once the partner is gone the other
-# one is needed, and stays. So run several orders, and join what they keep.
+# Where the rows differ, a paper that reports one order reports a coin. To KL the two votes of the known model are the OR of
+# [10](10_directions.ipynb), though its gate is their mean and the logit difference misses either: noising one part loses
+# next to nothing while its partner is there, and ACDC noises one edge at a time. Once the partner is gone the other one is
+# needed, and stays. So run several orders, and join what they keep.
 #
 # ## 5 KL or the task?
 #
@@ -221,7 +226,9 @@ pl.claim(
 
 # %% [markdown]
 # The metric has a sign, and what works against the answer goes at *any* threshold: its removal is an improvement. Such a
-# circuit does the task better than the model, and is not what the model does.
+# circuit does the task better than the model, and is not what the model does. (In the second column the row `KL` holds the
+# metric that was asked for, the circuit's logit difference.) That more wrong edges stay is a matter of units: 0.01 is much
+# for KL and little for a difference of logits.
 #
 # ## 6 What it costs beside a gradient
 #
@@ -244,6 +251,10 @@ pl.claim(
 )
 
 # %% [markdown]
+# On the known model it is the other way round. The one gradient is taken where attention is saturated, which hides edges that
+# are needed ([21](21_edges_and_eap.ipynb)), and the true circuit is as small as ACDC likes them;
+# [26](26_which_method_finds_the_circuit.ipynb) repeats this with other models and corruptions.
+#
 # On larger models there is little choice: a decision is a run, and decisions come one after the other. `mini` has 2,477
 # merged edges. So attribution **preselects**, and ACDC decides among its top edges alone. Mind the first row: what was
 # not selected is cut before ACDC begins, and no threshold gives back what that costs.
