@@ -103,8 +103,11 @@ by_hand[["scrubbed", "random", "model"]].mean().to_pandas().round(2)
 # %% [markdown]
 # ## 3 From naive to refined
 #
+# So the smallest hypothesis leaves more in the known model than it has by itself. Section 4 comes back to that.
+#
 # A hypothesis grows from the logits back. For each **reader** it names the **writers** that matter to it, and for each of them the
-# feature. `"all"` means that nothing is resampled; a reader of a named head that is not in the dict reads a random prompt.
+# feature. `"all"` means that nothing is resampled. A head of which no reader is in the dict is taken whole; as soon as one of its
+# query, key and value is, those that are not read a random prompt.
 
 
 # %%
@@ -167,8 +170,9 @@ pl.claim(
 # ## 4 What passes and is false
 #
 # **Cancelling parts.** The last line of the figure leaves out 5.2, a part of the mechanism, and gets a *better* score. A head
-# that works against the answer is not missed by the logit difference. KL asks for the same output, not for a good one, and
-# notices.
+# that works against the answer is not missed by the logit difference. KL asks for the same output, not for a good one: by it
+# the hypothesis without 5.2 is below the mechanism. (By KL the naive ones look better, too: one vote is enough to make the right
+# name likely.)
 
 # %%
 tested.recovered.to_pandas().T.round(3)
