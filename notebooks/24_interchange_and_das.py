@@ -129,12 +129,15 @@ with torch.no_grad():
 # %% [markdown]
 # ## 3 Where is the slot, where is the name?
 #
+# On SmolLM2 the answer, Gary, becomes Joseph: what was moved is the slot.
+#
 # Now for eight prompts, by layer, at S2 and at the last token, with both sources that tell. The **interchange
 # accuracy** is the share of prompts in which the likeliest token is what the causal model says. The second measure is
 # finer: KL from the causal model, -log P of the answer that it says; low is good.
 #
-# A place that holds nothing leaves the answer as it was, which is right for one of the two sources. So `base`, without
-# any exchange, is no zero. Guess before you look: what does the last token hold in the middle of the model's layers?
+# A place that holds nothing leaves the answer as it was, which is right for one of the two sources. So it has an accuracy
+# of about a half, not 0, and the same KL for both guesses: where two lines of the figure lie on each other, nothing was
+# found. Guess before you look: what does the last token hold in the middle of the model's layers?
 
 # %%
 pl.predict("24-1", "the name")  # or the slot
@@ -151,8 +154,8 @@ table = {v: fx.effect.sel(metric="accuracy").to_pandas().T for v, fx in held.ite
 pd.concat(table).round(2)
 
 # %% [markdown]
-# On SmolLM2 the two lines change places on the way. Up to layer 15 S2 holds a name, as it must: the token itself. Before
-# layer 18 it holds the slot. Three layers later the slot is at the last token. Then the name is there: by now it
+# On SmolLM2 name and slot change places on the way. Up to layer 15 S2 holds a name, as it must: the token itself. Before
+# layer 18 it holds the slot. Three layers later the slot is at the last token. From layer 24 the name is there: by now it
 # is the answer, which the Name Movers have brought. mini does the task without slots: from S2 to the end it carries the
 # name.
 
@@ -222,7 +225,7 @@ pl.plot.heatmap(alone, "causal_kl")
 
 # %% [markdown]
 # All of them, always: the answer that was there anyway is one of the two. **Accuracy counts a tie as right** and passes
-# a head that does nothing. KL asks for both names at once and finds the two. That they look alike is the method's own
+# a head that does nothing. KL, where low is good, asks for both names at once and finds the two, the pale cells. That they look alike is the method's own
 # limit: variables that do the same to the answer cannot be told apart by the answer.
 #
 # ## 5 A direction in place of a place
@@ -283,7 +286,7 @@ pl.claim(
 #
 # ## 6 Three ways to find what is not there
 #
-# **Answers without sense.** `arbitrary` rolls a die for each source and calls that its variable. No network holds it. Let
+# **Answers without sense.** `arbitrary` tosses a coin for each source, first name or second, and calls that its variable. No network holds it. Let
 # DAS look for it in `known`, at the last token before layer 4, where the slot is.
 
 
@@ -306,8 +309,8 @@ reached = dice["accuracy"].loc["rank 32"]
 pl.claim("24-4", reached["fitted"] > reached["others"] + 0.05, **reached.round(2))
 
 # %% [markdown]
-# On the prompts that it was fitted to, it does what dice say for some more than half of them; on others for half. KL is fooled
-# in another way: it falls on both, since a search that knows nothing makes both names equally likely. Hence the rule:
+# On the prompts that it was fitted to, it does what the coin says for more than half of them; on others for half. KL is fooled
+# in another way: it falls on both, since a search that knows nothing makes the model less sure of either name. Hence the rule:
 # other prompts, both measures, and a nonsense variable beside the real one.
 #
 # **A place through which nothing passes.** In `known`, nothing reads S2 after layer 3. The slot is still *there*, as a
@@ -325,7 +328,8 @@ one, whole = (both["causal_kl", "others"][name] for name in ("DAS, rank 1", "the
 pl.claim("24-5", one < whole - 0.3, one_direction=one, whole=whole)
 
 # %% [markdown]
-# A part does what the whole cannot. That is Makelov et al.'s illusion: the direction leans half towards the trace, which
+# A part does what the whole cannot, here with the probability, and not yet with the likeliest name. That is Makelov et al.'s
+# illusion: the direction leans half towards the trace, which
 # nothing reads, and half towards a **dormant** one, which never varies by itself but would be read. In the exchange of
 # the whole the two do not meet. Wu et al. replied that the same happens wherever a variable is spread out. Either way:
 # *a subspace that does more than its whole place needs an explanation*, in section 5, too.
