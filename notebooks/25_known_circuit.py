@@ -134,8 +134,8 @@ pd.DataFrame(
 
 # %% [markdown]
 # That teaches the head to *carry* the variable. It does not yet stop another head from carrying it too. Strict training
-# adds the second half: in most rows of a batch everything **outside** the circuit is replaced by what a third prompt
-# makes of it, and the answer must not change.
+# adds the second half: in most rows of a batch components **outside** the circuit, from one of them to all, are replaced by
+# what a third prompt makes of them, and the answer must not change.
 #
 # Not every recipe works, and the failures are the lesson. Each of these was trained once, with other things equal:
 #
@@ -164,7 +164,7 @@ pl.claim("25-1", inside.min() >= 0.98, accuracy=inside.min(), kl=table.kl[[*pl.k
 pl.claim("25-2", table.accuracy.iloc[-1] >= 0.99, accuracy=table.accuracy.iloc[-1])
 
 # %% [markdown]
-# The divergence is what is left between the model and the mechanism; it does not grow when everything else is replaced.
+# The divergence is what is left between the model and the mechanism; it hardly grows when everything else is replaced.
 # The next test is the strictest: run the corrupted prompt's value on **every edge that is not among the twelve**, of
 # more than a thousand, and see whether the twelve alone still give the answer. 1 is the whole model.
 
@@ -180,6 +180,9 @@ pl.claim(
 )
 
 # %% [markdown]
+# Mind the last columns, too. Under S1+IO and ABC the weakest of the true edges, cut alone, has an effect of .01, no more than
+# the largest of what is outside: no ranking by size can be sure of that one. It leads to the negative head.
+#
 # ## 5 What noising and denoising miss
 #
 # Theory ([10](10_directions.ipynb)) says: restoring one of two heads behind an OR brings everything back, and destroying
@@ -217,8 +220,8 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# In brackets stands what the mechanism predicts. One direction alone calls half of these heads unimportant: noising
-# those behind the OR, denoising those behind the AND. Both directions together tell the gates apart.
+# In brackets stands what the mechanism predicts. Each direction alone calls two of the six unimportant: noising those
+# behind the OR, denoising those behind the AND. Both directions together tell the gates apart.
 #
 # ## Summary
 #
