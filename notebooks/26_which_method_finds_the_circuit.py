@@ -52,8 +52,9 @@ found = pl.score(fx, truth)
 found.round(3)
 
 # %% [markdown]
-# `low` and `high` are the ends of an interval over prompts, and `chance` is what a shuffled ranking has. Two rows deserve a
-# second look. **Average precision** goes down the ranking and asks at each right one what share of the list so far is right.
+# `low` and `high` are the ends of an interval over prompts, and `chance` is what a shuffled ranking has. `precision` is the share
+# of right ones among the first five, as many as there are; `needed` says how far down the last right one stands; `size_error` is
+# the mean distance from the predicted effects, and `signs` the share of right signs. The other two deserve a second look. **Average precision** goes down the ranking and asks at each right one what share of the list so far is right.
 # Among 460 edges of which 12 are right, a method that puts 40 wrong ones on top still has an AUC of .91, and an average
 # precision of .14. And **signed AUC** puts the most *helpful* first: a head that works against the answer then counts as a
 # miss.
@@ -61,7 +62,8 @@ found.round(3)
 # ## 2 The exam
 #
 # The same for every method and choice on every model: `make score`, some minutes for each. One row of the table is one choice on
-# one model.
+# one model: `n_true` of `n` heads or edges are right, and `passes` are forward passes of each prompt, a backward one counted as
+# two. AtP is the attribution patching of [20](20_attribution_patching.ipynb), EAP that of edges.
 
 # %%
 table = pl.scores()
@@ -69,7 +71,7 @@ print(len(table), "scores of", table.model.nunique(), "models")
 table[table.site == "S2"].drop_duplicates("method")[["method", "of", "n_true", "n", "passes"]]
 
 # %% [markdown]
-# First the heads. The last three rows ask for no causal effect at all: where a head looks, how much its output differs between
+# First the heads. The last three rows of the figure ask for no causal effect at all: where a head looks, how much its output differs between
 # the two runs, and a number by chance. **Guess** how far "its output differs" gets.
 
 # %%
@@ -77,8 +79,8 @@ pl.plot.scores(table[(table.of == "heads") & table.metric.isin(["logit_diff", ""
 
 # %% [markdown]
 # A norm that knows nothing of the answer is perfect. That is a warning about the exam, not a discovery about norms: training
-# told every other head to write the same whatever the prompt says, and the six where to look. In a real model thousands of heads
-# write about other things. So heads are the easy part of the exam. Edges are the hard part. (`direct effect` is asked
+# told every other head to write the same whatever the prompt says, and the six where to look. In a real model most heads write
+# about other things. So heads are the easy part of the exam. Edges are the hard part. (`direct effect` is asked
 # for edges into the logits alone, `path patching` for those between heads and into the logits.)
 
 # %%
@@ -127,11 +129,11 @@ gone = {"method": ["patching"], "metric": ["logit_diff"], "site": ["S1+IO", "ABC
 precision(["direction", "corruption"], **gone).round(2)
 
 # %% [markdown]
-# The table takes the two choices that replace the names. Noising, replaced tokens are the better choice. Denoising, the gates
-# disagree: on the AND model noise finds more, since half of a name is left to restore. Section 4 says why nothing is left of a
-# replaced one. A comparison of corruptions is one of directions, too.
+# The table takes the two choices that replace the names. Noising, replaced tokens are nowhere the worse choice. Denoising, the
+# gates disagree: on the OR and the AND model noise finds more, since half of a name is left to restore. Section 4 says why
+# nothing is left of a replaced one. A comparison of corruptions is one of directions, too.
 #
-# **Avoid probability; the logit difference; KL for finding circuits.** The same heads by all three metrics.
+# **Not probability but the logit difference, or KL to find circuits.** The same heads by all three metrics.
 
 # %%
 patched = table[table.method == "patching"]
@@ -209,7 +211,7 @@ pd.DataFrame(both | measured).dropna().round(2)
 #
 # ## 5 What it costs
 #
-# Edges are where cost matters: here 460, in GPT-2 small 32,491. A gradient costs the same for all of them. Of the methods that
+# Edges are where cost matters: here 460, in GPT-2 small 11,611 (32,491 with query, key and value apart). A gradient costs the same for all of them. Of the methods that
 # say something of every edge:
 
 # %%
@@ -241,8 +243,9 @@ table[table.of == "edges"].groupby("method", sort=False)[
 ].mean().round(2)
 
 # %% [markdown]
-# Half of a circuit works against the answer or has an estimate of the wrong sign, and both go to the end of the list, below
-# hundreds of edges that do nothing. A published score below chance need not mean that a method is worse than chance. It may mean
+# Edges of the circuit that work against the answer, or whose estimate has the wrong sign, go to the end of the list, below hundreds
+# of edges that do nothing: for EAP enough to fall below .5, for patching each edge to .6. (ACDC's order and norms have no sign, and
+# lose nothing.) A published score below chance need not mean that a method is worse than chance. It may mean
 # a missing absolute value.
 #
 # What this exam cannot say: it has **one task, one architecture and one recipe of training**. The six heads were put in their
@@ -253,7 +256,8 @@ table[table.of == "edges"].groupby("method", sort=False)[
 #
 # * A ranking is scored against what is active under the corruption. Heads are easy here, edges are not.
 # * Among few right ones, read average precision. AUC alone would pass a norm without any causal information.
-# * Each mark on the paper's advice is one comparison, on all models at once.
+# * Each mark on the paper's advice is one comparison: of metrics and corruptions on all three models, of windows and sets of
+#   tokens on `known` alone.
 # * Integrated gradients are as good as patching each edge, for a fraction of its passes, and ACDC is better than either. Take
 #   absolute values.
 
