@@ -150,9 +150,9 @@ steps.set_index("part").round(2).T.rename_axis(f"head {worst}")
 # %% [markdown]
 # On SmolLM2 the gradient is right for the first tenth of the way. Then the pace grows, and nearly two thirds of the
 # effect come in the second half. What bends is a softmax further on. After STR the model is sure of the *wrong* name,
-# and its Name Movers (23.0, 23.1, 23.7; see [13](13_ioi_circuit_of_smollm2.ipynb)) look at that name. Where a softmax is near one of its ends a small push
-# moves little: they let go late. Such attention is **saturated**, and its gradient says "this does not matter" where the
-# truth is "not yet".
+# and its Name Movers (23.0, 23.1, 23.7; see [13](13_ioi_circuit_of_smollm2.ipynb)) look at that name. Where a softmax
+# is near one of its ends a small push moves little: they let go late. Such attention is **saturated**, and its gradient
+# says "this does not matter" where the truth is "not yet".
 #
 # So the corruption counts. Noise leaves a model undecided, where slopes are steep:
 

@@ -225,8 +225,9 @@ pl.plot.heatmap(alone, "causal_kl")
 
 # %% [markdown]
 # All of them, always: the answer that was there anyway is one of the two. **Accuracy counts a tie as right** and passes
-# a head that does nothing. KL, where low is good, asks for both names at once and finds the two, the pale cells. That they look alike is the method's own
-# limit: variables that do the same to the answer cannot be told apart by the answer.
+# a head that does nothing. KL, where low is good, asks for both names at once and finds the two, the pale cells. That
+# they look alike is the method's own limit: variables that do the same to the answer cannot be told apart by the
+# answer.
 #
 # ## 5 A direction in place of a place
 #
@@ -286,8 +287,8 @@ pl.claim(
 #
 # ## 6 Three ways to find what is not there
 #
-# **Answers without sense.** `arbitrary` tosses a coin for each source, first name or second, and calls that its variable. No network holds it. Let
-# DAS look for it in `known`, at the last token before layer 4, where the slot is.
+# **Answers without sense.** `arbitrary` tosses a coin for each source, first name or second, and calls that its
+# variable. No network holds it. Let DAS look for it in `known`, at the last token before layer 4, where the slot is.
 
 
 # %%

@@ -52,12 +52,13 @@ found = pl.score(fx, truth)
 found.round(3)
 
 # %% [markdown]
-# `low` and `high` are the ends of an interval over prompts, and `chance` is what a shuffled ranking has. `precision` is the share
-# of right ones among the first five, as many as there are; `needed` says how far down the last right one stands; `size_error` is
-# the mean distance from the predicted effects, and `signs` the share of right signs. The other two deserve a second look. **Average precision** goes down the ranking and asks at each right one what share of the list so far is right.
-# Among 460 edges of which 12 are right, a method that puts 40 wrong ones on top still has an AUC of .91, and an average
-# precision of .14. And **signed AUC** puts the most *helpful* first: a head that works against the answer then counts as a
-# miss.
+# `low` and `high` are the ends of an interval over prompts, and `chance` is what a shuffled ranking has. `precision` is
+# the share of right ones among the first five, as many as there are; `needed` says how far down the last right one
+# stands; `size_error` is the mean distance from the predicted effects, and `signs` the share of right signs. The other
+# two deserve a second look. **Average precision** goes down the ranking and asks at each right one what share of the
+# list so far is right. Among 460 edges of which 12 are right, a method that puts 40 wrong ones on top still has an AUC
+# of .91, and an average precision of .14. And **signed AUC** puts the most *helpful* first: a head that works against
+# the answer then counts as a miss.
 #
 # ## 2 The exam
 #
@@ -71,8 +72,8 @@ print(len(table), "scores of", table.model.nunique(), "models")
 table[table.site == "S2"].drop_duplicates("method")[["method", "of", "n_true", "n", "passes"]]
 
 # %% [markdown]
-# First the heads. The last three rows of the figure ask for no causal effect at all: where a head looks, how much its output differs between
-# the two runs, and a number by chance. **Guess** how far "its output differs" gets.
+# First the heads. The last three rows of the figure ask for no causal effect at all: where a head looks, how much its
+# output differs between the two runs, and a number by chance. **Guess** how far "its output differs" gets.
 
 # %%
 pl.plot.scores(table[(table.of == "heads") & table.metric.isin(["logit_diff", ""])])
@@ -211,8 +212,8 @@ pd.DataFrame(both | measured).dropna().round(2)
 #
 # ## 5 What it costs
 #
-# Edges are where cost matters: here 460, in GPT-2 small 11,611 (32,491 with query, key and value apart). A gradient costs the same for all of them. Of the methods that
-# say something of every edge:
+# Edges are where cost matters: here 460, in GPT-2 small 11,611 (32,491 with query, key and value apart). A gradient
+# costs the same for all of them. Of the methods that say something of every edge:
 
 # %%
 pl.plot.costs(table[table.n == table.n.max()])
