@@ -137,7 +137,7 @@ pd.DataFrame(
 # adds the second half: in most rows of a batch components **outside** the circuit, from one of them to all, are replaced by
 # what a third prompt makes of them, and the answer must not change.
 #
-# Not every recipe works, and the failures are the lesson. Each of these was trained once, with other things equal:
+# Not every recipe works, and the failures are the lesson. Each of these was tried once, on earlier versions of the model:
 #
 # | left out or changed | what came of it |
 # |---|---|
