@@ -104,7 +104,7 @@ stayed.change.to_series().round(3)
 names = {str(head): name for name, head in pl.known.HEADS.items()} | {"logits": "logits"}
 cuts = {
     f"{w}->{r}": [e for e in found.circuit if (e.writer, e.reader.lstrip("qkv")) == (w, r)]
-    for w, r in ends(found)
+    for w, r in sorted(ends(found))
     if {w, r} <= {*names}
 }
 alone = pl.patch_edges(model, pairs, cuts, direction="noise", metrics="logit_diff", **options)
@@ -135,8 +135,11 @@ pd.Series(
 #
 # ## 3 The threshold
 #
-# Now τ from small to large, each time from the whole model. **Look for** the order in which true edges go.
+# Now τ from small to large, each time from the whole model. **Look for** the order in which true edges go. Guess first:
+# which true head is the first to lose its edge to the logits?
 
+# %%
+pl.predict("22-2", "the negative one")
 
 # %%
 TAUS = [0.001, 0.01, 0.06, 0.2, 1]
@@ -145,17 +148,11 @@ by_tau = pl.acdc_sweep(model, pairs, TAUS, merged=True, reuse=False, **options)
 
 def row(pruning):
     here = ends(pruning)
-    counts = {"edges": len(here), "not true": len(here - true), "KL": round(pruning.value, 3)}
+    counts = {"edges": len(here), "not true": len(here - true), "metric": round(pruning.value, 3)}
     return counts | {f"{w}->{r}": "kept" * ((w, r) in here) for w, r in sorted(true)}
 
 
 pd.DataFrame({tau: row(each) for tau, each in by_tau.items()})
-
-# %% [markdown]
-# Guess before you look at the claim: which true head is the first to lose its edge to the logits?
-
-# %%
-pl.predict("22-2", "the negative one")
 
 
 # %%
@@ -226,8 +223,8 @@ pl.claim(
 
 # %% [markdown]
 # The metric has a sign, and what works against the answer goes at *any* threshold: its removal is an improvement. Such a
-# circuit does the task better than the model, and is not what the model does. (In the second column the row `KL` holds the
-# metric that was asked for, the circuit's logit difference.) That more wrong edges stay is a matter of units: 0.01 is much
+# circuit does the task better than the model, and is not what the model does. (The row `metric` holds the KL of the first
+# circuit and the logit difference of the second.) That more wrong edges stay is a matter of units: 0.01 is much
 # for KL and little for a difference of logits.
 #
 # ## 6 What it costs beside a gradient
