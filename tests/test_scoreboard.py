@@ -30,7 +30,7 @@ def found(monkeypatch):
     heads = {pl.Head(0, 1): 0.5, pl.Head(2, 0): -0.5}
     edges = {("resid0", "0.1"): 0.5, ("0.1", "2.0"): 1.0, ("1.3", "logits"): -0.5}
     active = {"0.1", "2.0", "resid0->0.1", "0.1->2.0", "1.3->logits"}
-    monkeypatch.setattr(scoreboard, "_active", lambda *_: active)
+    monkeypatch.setattr(known, "active", lambda *_: active)
     monkeypatch.setattr(known, "heads", lambda *_: heads)
     monkeypatch.setattr(known, "edges", lambda *_: edges)
 

@@ -20,13 +20,13 @@ from transformer_lens.utilities import get_act_name
 
 from patchlib.errors import PatchlibError
 from patchlib.patching import results
-from patchlib.patching.architectures import Network, obstacle
+from patchlib.patching.architectures import Network
 from patchlib.patching.cells import Cell, Limits, Part, Piece
-from patchlib.patching.fast_engine import _causal, _mask, disagreement
+from patchlib.patching.fast_engine import _causal, _mask, network_of
 from patchlib.patching.hook_engine import name_of
 from patchlib.patching.metrics import Metric, measure
 from patchlib.patching.patch import Metrics, _components, _one_or_list, _patch, _require_sense
-from patchlib.patching.runs import Edit, Run, batches, run_with_edits, two_runs
+from patchlib.patching.runs import Edit, Run, batches, run_with_edits
 from patchlib.patching.sources import Taken
 from patchlib.prompts.corruption import Corruption
 from patchlib.prompts.pairs import PromptPairs
@@ -165,11 +165,8 @@ class _Attribution:
     @cached_property
     def network(self) -> Network:
         """The model by layers, once it is known to be one that can be run so."""
-        _, group = next(self.pairs.by_length())
-        runs = two_runs(self.model, group[:1], self.corruption, 0)
-        if problem := obstacle(self.model, "q") or disagreement(self.model, *runs):
-            raise PatchlibError(f"qk_fix=True: attention cannot be computed anew: {problem}")
-        return Network(self.model)
+        otherwise = "qk_fix=True: attention cannot be computed anew"
+        return network_of(self.model, self.pairs, self.corruption, otherwise)
 
     def sweep(
         self,

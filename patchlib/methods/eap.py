@@ -18,7 +18,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from patchlib.errors import PatchlibError, whole
 from patchlib.methods.edges import _Cell, _Engine, _frame
 from patchlib.patching.cells import Limits, Piece
-from patchlib.patching.fast_engine import _answers_alone, first_difference
+from patchlib.patching.fast_engine import _read_by, first_difference
 from patchlib.patching.metrics import Metric, measure
 from patchlib.patching.patch import Metrics, _patch, _require_sense
 from patchlib.patching.runs import Run, batches
@@ -115,10 +115,7 @@ class _Gradients(_Engine):
     ) -> Iterator[Piece]:
         """An engine, as `patchlib.patching.hook_engine.sweep`, for cells of one edge each."""
         graph, cfg = self.graph, model.cfg
-        r, r_wrong, tokens = pairs.answers, pairs.wrong_answers, None
-        if not any(metric.whole for metric in metrics):
-            tokens, r, r_wrong = _answers_alone(r, r_wrong)
-            tokens = tokens.to(self.network.device)
+        tokens, r, r_wrong = _read_by(metrics, pairs.answers, pairs.wrong_answers, self.network)
         ends = [edge for cell in cells for edge in cell.edges]
         at = torch.tensor(
             [(graph.reader_at[edge.reader], graph.writer_at[edge.writer]) for edge in ends]

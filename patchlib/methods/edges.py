@@ -31,8 +31,8 @@ from patchlib.patching.architectures import Network
 from patchlib.patching.cells import Cell, Limits, Piece, unit_of
 from patchlib.patching.fast_engine import (
     _TOKENS_PER_PASS_ON_CPU,
-    _answers_alone,
     _causal,
+    _read_by,
     _split,
     _trace,
     _Wanted,
@@ -427,10 +427,8 @@ class _Engine:
         taken: Taken | None = None,
     ) -> Iterator[Piece]:
         """An engine, as `patchlib.patching.hook_engine.sweep`, for cells of edges."""
-        graph, r, r_wrong, tokens = self.graph, pairs.answers, pairs.wrong_answers, None
-        if not any(metric.whole for metric in metrics):
-            tokens, r, r_wrong = _answers_alone(r, r_wrong)
-            tokens = tokens.to(self.network.device)
+        graph = self.graph
+        tokens, r, r_wrong = _read_by(metrics, pairs.answers, pairs.wrong_answers, self.network)
         # Sets whose first patched readers are close to each other start late together.
         order = sorted(range(len(cells)), key=lambda number: graph.first_reader(cells[number]))
         for index, some in batches(model, pairs, limits.memory, self.kept):

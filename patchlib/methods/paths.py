@@ -27,9 +27,9 @@ from patchlib.patching.architectures import Network
 from patchlib.patching.cells import Cell, Limits, Part, Piece, parts_of
 from patchlib.patching.fast_engine import (
     _TOKENS_PER_PASS_ON_CPU,
-    _answers_alone,
     _causal,
     _mask,
+    _read_by,
     _split,
     network_of,
 )
@@ -306,10 +306,7 @@ class _Paths:
         taken: Taken | None = None,
     ) -> Iterator[Piece]:
         """An engine, as `patchlib.patching.hook_engine.sweep`; the cells are the senders."""
-        r, r_wrong, tokens = pairs.answers, pairs.wrong_answers, None
-        if not any(metric.whole for metric in metrics):
-            tokens, r, r_wrong = _answers_alone(r, r_wrong)
-            tokens = tokens.to(self.network.device)
+        tokens, r, r_wrong = _read_by(metrics, pairs.answers, pairs.wrong_answers, self.network)
         senders, last = names_of(cells), self.receivers[-1].layer
         streams = {*self._reads, self._stream(self.receivers[0].layer)}
         if self.recompute:

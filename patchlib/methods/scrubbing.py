@@ -27,7 +27,7 @@ from patchlib.methods.edges import _KINDS, _edge, _Graph, _place
 from patchlib.patching.architectures import Network
 from patchlib.patching.cells import Limits
 from patchlib.patching.code import fingerprint
-from patchlib.patching.fast_engine import _answers_alone, _causal, network_of
+from patchlib.patching.fast_engine import _causal, _read_by, network_of
 from patchlib.patching.metrics import Metric, choose, measure
 from patchlib.patching.patch import Metrics
 from patchlib.patching.runs import (
@@ -198,10 +198,7 @@ def _scrub(
     every = [*trees.values(), _Tree(graph, {})]
     names = set[str]().union(*(tree.names for tree in every))
     runs = _Runs(model, network, graph, pairs, names, memory)
-    tokens, r, r_wrong = None, pairs.answers, pairs.wrong_answers
-    if not any(metric.whole for metric in metrics):
-        tokens, r, r_wrong = _answers_alone(r, r_wrong)
-        tokens = tokens.to(network.device)
+    tokens, r, r_wrong = _read_by(metrics, pairs.answers, pairs.wrong_answers, network)
     paths = list(dict.fromkeys(path for tree in every for path in tree.inputs))
     values = np.empty((len(every), len(metrics), len(pairs), draws))
     unchanged = np.empty((len(metrics), len(pairs)))

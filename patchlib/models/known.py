@@ -63,6 +63,8 @@ EDGES = (
 STRENGTH: Mapping[str, float] = MappingProxyType({"mover": 9.0, "negative": -3.0})
 """What the writing heads add to a name's logit where nothing inhibits it."""
 
+_CALLED = {"names": "resid0", "logits": "logits", **{v: str(h) for v, h in HEADS.items()}}
+
 Values = dict[str, Tensor]
 
 
@@ -171,11 +173,41 @@ def edges(
         other = runs.base | {writer: runs.source[writer]}
         return lambda _: _computed(reader, other, gate, runs.count)
 
-    called = {"names": "resid0", "logits": "logits", **{v: str(h) for v, h in HEADS.items()}}
     return {
-        (called[writer], called[reader]): runs.effect({reader: reading(writer, reader)})
+        (_CALLED[writer], _CALLED[reader]): runs.effect({reader: reading(writer, reader)})
         for writer, reader in EDGES
     }
+
+
+def active(pairs: PromptPairs, corruption: Corruption, gate: str = "graded") -> set[str]:
+    """The heads and edges that carry something else in one run than in the other.
+
+    What does not is idle under this corruption: no method can find it, whatever its direction.
+
+    Args:
+        pairs: as in `heads`.
+        corruption: as in `heads`.
+        gate: as in `heads`.
+
+    Returns:
+        Heads as ``"2.2"``, and edges as ``"resid0->2.2"``.
+
+    Example:
+        >>> import patchlib as pl
+        >>> pairs = pl.tasks.ioi(pl.load_model("mini"), n=8)
+        >>> "0.1" in active(pairs, pl.STR("S2")), "0.1" in active(pairs, pl.STR("ABC"))
+        (False, True)
+    """
+    found = set()
+    for direction in ("denoise", "noise"):
+        runs = _Runs(pairs, corruption, gate, direction)
+        for writer, reader in EDGES:
+            read = runs.base | {writer: runs.source[writer]}
+            if not torch.equal(_computed(reader, read, gate, runs.count), runs.base[reader]):
+                found.add(f"{_CALLED[writer]}->{_CALLED[reader]}")
+            if not torch.equal(runs.source[writer], runs.base[writer]):
+                found.add(_CALLED[writer])
+    return found
 
 
 class _Runs:

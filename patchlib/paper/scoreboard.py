@@ -181,29 +181,12 @@ def truth(gate: str, pairs: PromptPairs, call: Call) -> dict[str, float | str | 
     else:
         edges = known.edges(pairs, corruption, gate, way).items()
         effects = {f"{writer}->{reader}": x for (writer, reader), x in edges}
-    active = _active(gate, pairs, corruption)
+    active = known.active(pairs, corruption, gate)
     return {
         name: _prediction(name, effect) if sized and abs(effect) > 1e-6 else None
         for name, effect in effects.items()
         if name in active and method.sees(name)
     }
-
-
-def _active(gate: str, pairs: PromptPairs, corruption: Corruption) -> set[str]:
-    """Heads and edges whose variables the mechanism sets otherwise in either direction."""
-    called = {variable: str(head) for variable, head in known.HEADS.items()}
-    called |= {"names": "resid0", "logits": "logits"}
-    active = set()
-    for way in ("denoise", "noise"):
-        runs = known._Runs(pairs, corruption, gate, way)
-        for writer, reader in known.EDGES:
-            read = runs.base | {writer: runs.source[writer]}
-            new = known._computed(reader, read, gate, runs.count)
-            if not torch.equal(new, runs.base[reader]):
-                active.add(f"{called[writer]}->{called[reader]}")
-            if not torch.equal(runs.source[writer], runs.base[writer]):
-                active.add(called[writer])
-    return active
 
 
 def _prediction(name: str, effect: float) -> float | str:

@@ -496,9 +496,8 @@ def _sweep(
     """The sweep over as many prompts as are held at a time."""
     network, length = wanted.network, source.tokens.shape[1]
     r, r_wrong, texts = pairs.answers, pairs.wrong_answers, pairs.texts
-    if not any(metric.whole for metric in metrics):
-        tokens, r, r_wrong = _answers_alone(r, r_wrong)
-        wanted = replace(wanted, tokens=tokens.to(network.device))
+    tokens, r, r_wrong = _read_by(metrics, r, r_wrong, network)
+    wanted = replace(wanted, tokens=tokens)
     differ = source.differs_from(destination).cumsum(dim=1) > 0
     # The same input gives the same numbers, to the last digit.
     same = ~differ.any(dim=1)
@@ -553,6 +552,16 @@ def _sweep(
                         torch.cat(values, dim=1),
                         unpatched[:, :, some],
                     )
+
+
+def _read_by(
+    metrics: Sequence[Metric], r: Tensor, r_wrong: Tensor, network: Network
+) -> tuple[Int[Tensor, " token"] | None, Tensor, Tensor]:
+    """The tokens whose logits metrics read, None for all, and the answers as numbers among them."""
+    if any(metric.whole for metric in metrics):
+        return None, r, r_wrong
+    tokens, r, r_wrong = _answers_alone(r, r_wrong)
+    return tokens.to(network.device), r, r_wrong
 
 
 def _answers_alone(r: Tensor, r_wrong: Tensor) -> tuple[Int[Tensor, " token"], Tensor, Tensor]:

@@ -31,6 +31,7 @@ from patchlib.models.known import GATES, HEADS, Values, mechanism
 from patchlib.prompts.prompt import fill
 from patchlib.tasks.indirect_objects import NAMES, OBJECTS, PLACES, TEMPLATES, is_held_out
 from patchlib.training.iit import edited
+from patchlib.training.train import optimizer_of
 
 LAYERS, N_HEADS, WIDTH, CONTEXT = 6, 4, 128, 32
 RECIPE: dict[str, Any] = {
@@ -457,20 +458,6 @@ def _configuration(vocabulary: int) -> GPT2Config:
     )
 
 
-def _optimizer(model: GPT2LMHeadModel) -> torch.optim.AdamW:
-    """AdamW that lets matrices decay, and nothing else."""
-    decayed: list[torch.nn.Parameter] = []
-    rest: list[torch.nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        is_matrix = parameter.ndim == 2 and not name.endswith(("wte.weight", "wpe.weight"))
-        (decayed if is_matrix else rest).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": RECIPE["weight_decay"]},
-        {"params": rest, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
-
-
 def train(gate: str, seed: int, out: Path, work: Path, device: str) -> None:
     """Trains from scratch, or from the last checkpoint in ``work``.
 
@@ -487,7 +474,7 @@ def train(gate: str, seed: int, out: Path, work: Path, device: str) -> None:
     model = GPT2LMHeadModel(_configuration(len(tokenizer)))
     model.to(torch.device(device))  # type: ignore[arg-type]  # transformers hides its types
     writer = Writer(tokenizer, device)
-    optimizer = _optimizer(model)
+    optimizer = optimizer_of(model, RECIPE["weight_decay"])
     first_step, seconds, log = 0, 0.0, list[dict[str, float]]()
     checkpoint, recipe = work / "checkpoint.pt", RECIPE | {"stages": list(STAGES)}
     if checkpoint.exists():

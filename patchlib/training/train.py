@@ -257,6 +257,20 @@ def _save_checkpoint(path: Path, state: dict) -> None:
     write_whole(path, lambda part: torch.save(state, part))
 
 
+def optimizer_of(model: GPT2LMHeadModel, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW that lets matrices decay, and nothing else; its rate is set at every step."""
+    decayed: list[torch.nn.Parameter] = []
+    rest: list[torch.nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        is_matrix = parameter.ndim == 2 and not name.endswith(("wte.weight", "wpe.weight"))
+        (decayed if is_matrix else rest).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+
+
 def train(seed: int, out: Path, work: Path, device: str) -> None:
     """Trains from scratch, or from the last checkpoint in ``work``.
 
@@ -274,20 +288,7 @@ def train(seed: int, out: Path, work: Path, device: str) -> None:
     model.to(torch.device(device))  # type: ignore[arg-type]  # transformers hides its types
     model.train()
     handicaps = _Handicaps(model)
-    decayed: list[torch.nn.Parameter] = []
-    rest: list[torch.nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        is_matrix = parameter.ndim == 2 and not name.endswith(("wte.weight", "wpe.weight"))
-        (decayed if is_matrix else rest).append(parameter)
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": decayed, "weight_decay": RECIPE["weight_decay"]},
-            {"params": rest, "weight_decay": 0.0},
-        ],
-        lr=RECIPE["peak_rate"],
-        betas=(0.9, 0.98),
-        fused=True,
-    )
+    optimizer = optimizer_of(model, RECIPE["weight_decay"])
     first_step, seconds, log, answers_loss = 0, 0.0, [], 0.0
     checkpoint = work / "checkpoint.pt"
     if checkpoint.exists():
