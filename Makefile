@@ -23,7 +23,7 @@ FETCH := $(BIN)/python -m patchlib.models.smollm2
 START := notebooks/00_start_here.ipynb
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test run test-browser sweeps verify score bench notebooks lint clean
+.PHONY: help lab test test-slow run test-browser sweeps verify score bench notebooks lint clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -37,10 +37,10 @@ lab: $(INSTALLED)  ## Install what is missing and open the notebooks in JupyterL
 	  --LabApp.default_url=/lab/tree/$(START) \
 	  $$(test "$$(id -u)" -ne 0 || echo --allow-root) $(LAB_ARGS)
 
-# On mini the notebooks run among the tests. A claim whose mark is not the recorded one fails on both.
-test: lint  ## Lint, then run the tests, the doctests and the notebooks on both models
+# A claim whose mark is not the recorded one fails, here and on mini.
+test: lint  ## Lint, then run the tests, the doctests and the notebooks on SmolLM2
 	$(FETCH)
-	$(IN_PARALLEL) --dist worksteal tests -m "not browser"
+	$(IN_PARALLEL) --dist worksteal tests -m "not browser and not slow"
 	PATCHLIB_MODEL=mini $(IN_PARALLEL) --dist worksteal --doctest-modules patchlib
 	PYTHONPATH=tests PATCHLIB_MODEL=smollm2 PATCHLIB_CLAIMS=strict $(IN_PARALLEL) --dist loadscope \
 	  -p one_kernel --nbval notebooks --nbval-current-env \
@@ -49,6 +49,10 @@ test: lint  ## Lint, then run the tests, the doctests and the notebooks on both 
 # The texts go first: executing makes each .ipynb newer than its text, and the newer half wins.
 run: notebooks  ## Execute all notebooks, on SmolLM2 or the model that PATCHLIB_MODEL names
 	$(BIN)/python -m patchlib
+
+test-slow: $(INSTALLED)  ## Run what takes long: the notebooks on mini and on shapes of other models
+	$(FETCH)
+	$(IN_PARALLEL) --dist worksteal tests -m slow
 
 test-browser: $(INSTALLED)  ## Run the tests in Chromium (needs chromium and chromedriver)
 	PATCHLIB_MODEL=mini $(BIN)/pytest tests -m browser

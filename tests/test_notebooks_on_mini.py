@@ -22,6 +22,7 @@ from patchlib.errors import PatchlibError
 from patchlib.lessons import claims
 from patchlib.notebooks import NOTEBOOKS
 
+pytestmark = pytest.mark.slow
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.py"))
 
 

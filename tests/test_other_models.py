@@ -30,6 +30,7 @@ from patchlib.lessons import claims
 from patchlib.models.loading import MINI
 from patchlib.paper import experiments
 
+pytestmark = pytest.mark.slow
 PROMPTS, DRAWS = 12, 2
 SHARE = 1 if os.environ.get("PATCHLIB_FULL_SHAPES") else 3
 # Layers and heads.
