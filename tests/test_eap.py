@@ -130,6 +130,24 @@ def test_many_steps_add_up_to_the_whole(tiny_folders: Callable[[str], Path], fam
     assert errors[100] < 0.05 and errors[100] < 0.4 * errors[25] and errors[25] < errors[1]
 
 
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "llama"])
+def test_along_activations_every_head_adds_up_to_its_patch(
+    tiny_folders: Callable[[str], Path], family: str
+):
+    """With many steps, over the head's own edges; with one step it is EAP."""
+    model = pl.load_model(tiny_folders(family))
+    pairs, errors = pl.tasks.ioi(model, 2), {}
+    heads = pl.patch(model, pairs, "head", **OPTIONS).effect.stack(each=["layer", "head"])
+    names = [f"{layer}.{head}" for layer, head in heads.each.values]
+    for steps in (1, 15):
+        fx = pl.attribute_edges(model, pairs, steps=steps, along="activations", **OPTIONS)
+        errors[steps] = abs(fx.effect.sum("reader").sel(writer=names).values - heads.values).mean()
+        if steps == 1:
+            eap = pl.attribute_edges(model, pairs, **OPTIONS)
+            np.testing.assert_allclose(fx.effect, eap.effect, **CLOSE)
+    assert errors[15] < 0.2 * errors[1] and errors[15] < 0.02 * abs(heads).max()
+
+
 def test_one_edge_to_first_order(tiny_gpt2: TransformerBridge):
     """Where the runs hardly differ, the estimate is what patching the edge does."""
     pairs = pl.tasks.ioi(tiny_gpt2, 3)
@@ -173,8 +191,8 @@ def test_what_results_say(tiny_gpt2: TransformerBridge):
     """That they are estimates, and by how many steps."""
     fx = pl.attribute_edges(tiny_gpt2, pl.tasks.ioi(tiny_gpt2, 2), steps=3, **OPTIONS)
     assert fx.effect.dims == ("metric", "writer", "reader")
-    said = [fx.attrs[name] for name in ("method", "component", "steps", "direction")]
-    assert said == ["edge attribution patching", "edge", 3, "denoise"]
+    said = [fx.attrs[name] for name in ("method", "component", "steps", "along", "direction")]
+    assert said == ["edge attribution patching", "edge", 3, "inputs", "denoise"]
 
 
 @pytest.mark.parametrize(
@@ -183,6 +201,7 @@ def test_what_results_say(tiny_gpt2: TransformerBridge):
         ({"metrics": "rank"}, "metric 'rank' has no gradient"),
         ({"metrics": ["kl", "accuracy"]}, "metric 'accuracy' has no gradient"),
         ({"steps": 0}, "steps=0"),
+        ({"along": "weights"}, "along='weights': give 'inputs' or 'activations'"),
         ({"direction": "up"}, "direction='up'"),
     ],
 )

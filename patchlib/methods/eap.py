@@ -2,7 +2,7 @@
 
 What a reader reads changes by what the writer's output differs between the runs; times the gradient
 there, that is the edge's effect to first order (Syed, Rager & Conmy, 2023). Gradients at several
-inputs on the way between the runs give integrated gradients (Hanna, Pezzelle & Belinkov, 2024).
+places on the way between the runs give integrated gradients (Hanna, Pezzelle & Belinkov, 2024).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 import xarray as xr
@@ -33,6 +34,7 @@ def attribute_edges(
     *,
     corruption: Corruption,
     steps: int = 1,
+    along: str = "inputs",
     direction: str = "denoise",
     metrics: Metrics = "logit_diff",
     keep_prompts: bool = False,
@@ -47,9 +49,12 @@ def attribute_edges(
         model: the model, in evaluation mode.
         pairs: prompts of any lengths.
         corruption: as in `patch`.
-        steps: at how many embeddings gradients are taken, evenly spaced on the way from the other
-            run's to the patched run's own, which is the last. 1 is EAP; more are EAP-IG (inputs),
-            of whose paper 5 are.
+        steps: at how many places gradients are taken, evenly spaced on the way from the other run
+            to the patched run's own, which is the last. 1 is EAP; more are EAP-IG, of whose paper
+            5 are.
+        along: what goes that way. ``"inputs"``: the embedding, for all edges at once.
+            ``"activations"``: what a writer writes, for its own edges; one writer after the other,
+            so that it takes as many times longer as there are writers.
         direction: as in `patch`; both papers noise.
         metrics: as in `patch`, but only those that have a gradient.
         keep_prompts: as in `patch`.
@@ -60,11 +65,12 @@ def attribute_edges(
 
     Returns:
         A dataset as `patch_edges` gives it for each edge, with ``patched`` as estimated. The sum of
-        effects over all edges that leave a node is the node's own attribution; over those that
-        leave the embedding it comes to the whole effect with many ``steps``.
+        effects over all edges that leave a node is with one step the node's own attribution. With
+        many it comes to what patching the node does: for the embedding, along activations for all.
 
     Raises:
-        PatchlibError: for a metric without a gradient, and as `patch_edges` does.
+        PatchlibError: for a metric without a gradient, another ``along``, and as `patch_edges`
+            does.
 
     Example:
         >>> import patchlib as pl
@@ -76,6 +82,8 @@ def attribute_edges(
     """
     _require_sense(model, pairs, corruption)
     steps = whole("steps", steps, 1)
+    if along not in ("inputs", "activations"):
+        raise PatchlibError(f"along={along!r}: give 'inputs' or 'activations'")
     frame, said = _frame(model, pairs, "each")
     return _patch(
         model,
@@ -83,13 +91,13 @@ def attribute_edges(
         frame,
         corruption,
         metrics,
-        {"method": "edge attribution patching", **said, "steps": steps},
+        {"method": "edge attribution patching", **said, "steps": steps, "along": along},
         "all",
         direction,
         None,
         keep_prompts,
         keep_draws,
-        _Gradients(model, pairs, corruption, steps).sweep,
+        _Gradients(model, pairs, corruption, steps, along).sweep,
         Limits.of(model, "auto", memory_budget),
         checkpoint,
         progress,
@@ -101,6 +109,7 @@ class _Gradients(_Engine):
     """Estimates by gradients of how much each reader sees of each writer's change."""
 
     steps: int
+    along: str
 
     def sweep(
         self,
@@ -129,19 +138,30 @@ class _Gradients(_Engine):
             (there, theirs), (here, mine) = map(self.writes, runs)
             start = first_difference(*runs)
             theirs, mine = theirs[:, :, start:], mine[:, :, start:]
-            _, past = self.trace(runs[1], start)
+            streams, past = self.trace(runs[1], start)
             if tokens is not None:
                 there, here = there[:, tokens], here[:, tokens]
             unpatched = measure(metrics, torch.stack((there, here)), *answers, there, some.texts)
             # Each prompt is a set of its own, so that each has its own gradient.
             changes = (theirs - mine).transpose(0, 1)[:, :, None]
-            away, masks = -changes[:, 0], graph.masks([_Cell(())] * len(some), mine)
-            masks.requires_grad_()
-            total = torch.zeros(len(metrics), *masks.shape, dtype=torch.float64)
-            for step in range(1, self.steps + 1):
-                x = theirs[0][:, None] + step / self.steps * away
+            none = graph.masks([_Cell(())] * len(some), mine)
+            total = torch.zeros(len(metrics), *none.shape, dtype=torch.float64)
+            every: Sequence[int | slice] = range(len(graph.writers))
+            if self.along == "inputs":
+                every = [slice(None)]
+            for writers, step in product(every, range(1, self.steps + 1)):
+                masks, share = none.clone(), 1 - step / self.steps
+                if isinstance(writers, int):
+                    # Nothing before its layer is another's.
+                    first = max(0, writers - 1) // (graph.heads + 1)
+                    x, masks[..., writers] = streams[first][:, None], share
+                else:
+                    first, x = 0, mine[0][:, None] + share * changes[:, 0]
+                masks.requires_grad_()
                 with torch.enable_grad():
-                    logits = self.run(x, changes, masks, tokens, fixed=True, past=past)[:, 0]
+                    logits = self.run(
+                        x, changes, masks, tokens, fixed=True, first=first, past=past
+                    )[:, 0]
                     for number, metric in enumerate(metrics):
                         value = metric.value(logits, *answers, there).sum()
                         if not value.requires_grad:
@@ -152,7 +172,9 @@ class _Gradients(_Engine):
                         (gradient,) = torch.autograd.grad(
                             value, masks, retain_graph=number < len(metrics) - 1
                         )
-                        total[number] += gradient.double().cpu() / self.steps
+                        total[number, ..., writers] += (
+                            gradient[..., writers].double().cpu() / self.steps
+                        )
             estimates = total[:, :, at[:, 0], at[:, 1]].transpose(1, 2)
             patched = unpatched[:, 1, None] + estimates
             yield Piece(range(len(cells)), index, patched, unpatched.transpose(0, 1))

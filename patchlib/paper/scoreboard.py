@@ -441,6 +441,12 @@ METHODS = {
         _run(attribute_edges, steps=_STEPS, **_OF_METRICS),
         lambda L, H: 2 + 3 * _STEPS,
     ),
+    "EAP-IG, activations": Method(
+        "edges",
+        _run(attribute_edges, steps=_STEPS, along="activations", **_OF_METRICS),
+        lambda L, H: 2 + 3 * _STEPS * (1 + L * (H + 1)),
+        directions=["noise"],
+    ),
     "ACDC": Method(
         "edges",
         _pruned,
