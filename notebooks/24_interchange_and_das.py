@@ -207,9 +207,8 @@ pd.DataFrame({name: fx.effect.to_series().round(3) for name, fx in true.items()}
 
 # %%
 right = [fx.effect.sel(metric="accuracy").item() for fx in true.values()]
-pl.claim(
-    "24-2", min(right[:2]) >= 0.98, accuracy=min(right[:2]), elsewhere=right[2], prompts=len(few)
-)
+at = {"accuracy": min(right[:2]), "elsewhere": right[2], "prompts": len(few)}
+pl.claim("24-2", at["accuracy"] >= 0.98, on="known", **at)
 
 # %% [markdown]
 # 4.3 is a Name Mover: it holds a name, and the slot no more. So far, so good. Now one vote alone, `dup`, in each head at
@@ -298,16 +297,16 @@ def arbitrary(words, **held):
     return {"label": label, "answer": list(words.values())[label]}
 
 
-die = pl.Alignment(known, few[:8], arbitrary, "label", 4, "last", source=swaps)
-fits = {rank: die.fit(rank, epochs=60, lr=0.05, batch_size=24) for rank in (1, 32)}
+coin = pl.Alignment(known, few[:8], arbitrary, "label", 4, "last", source=swaps)
+fits = {rank: coin.fit(rank, epochs=60, lr=0.05, batch_size=24) for rank in (1, 32)}
 tries = {f"rank {rank}": tl.SubspaceInterchange(fit.basis) for rank, fit in fits.items()}
 tries = {"nothing": tl.SubspaceInterchange(torch.zeros(128, 0)), **tries}
-dice = table_of({"fitted": die, "others": replace(die, pairs=few[8:])}, tries).loc[list(tries)]
-dice.round(2)
+tossed = table_of({"fitted": coin, "others": replace(coin, pairs=few[8:])}, tries).loc[list(tries)]
+tossed.round(2)
 
 # %%
-reached = dice["accuracy"].loc["rank 32"]
-pl.claim("24-4", reached["fitted"] > reached["others"] + 0.05, **reached.round(2))
+reached = tossed["accuracy"].loc["rank 32"]
+pl.claim("24-4", reached["fitted"] > reached["others"] + 0.05, on="known", **reached.round(2))
 
 # %% [markdown]
 # On the prompts that it was fitted to, it does what the coin says for more than half of them; on others for half. KL is fooled
@@ -326,7 +325,7 @@ both.round(2)
 
 # %%
 one, whole = (both["causal_kl", "others"][name] for name in ("DAS, rank 1", "the whole place"))
-pl.claim("24-5", one < whole - 0.3, one_direction=one, whole=whole)
+pl.claim("24-5", one < whole - 0.3, on="known", one_direction=one, whole=whole)
 
 # %% [markdown]
 # A part does what the whole cannot, here with the probability, and not yet with the likeliest name. That is Makelov et al.'s

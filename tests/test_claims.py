@@ -193,11 +193,13 @@ def test_records_are_merged_by_claim_and_model(run: Path, capsys: pytest.Capture
     claim("By hand the same", True)
     begin("org/some model", "5 of years")
     claim("E-1", True, close=True, shared=0.5)
+    claim("31-9", False, on="another", n=2)
     begin("", "")
     claim("E-2", True)  # before a model was loaded: shown alone
     claims.main()
     expected = [
         ["31-8", "mini", "✓", "heads 4.6", "8 of ioi"],
+        ["31-9", "another", "✗", "n 2", ""],
         ["31-9", "mini", "✓", "kept", "100"],
         ["E-1", "gpt2", "✓", "a", "300"],
         ["E-1", "org/some model", "≈", "shared 0.5", "5 of years"],
@@ -205,12 +207,12 @@ def test_records_are_merged_by_claim_and_model(run: Path, capsys: pytest.Capture
     assert recorded().values.tolist() == expected
     assert merge().values.tolist() == expected
     assert capsys.readouterr().out.splitlines() == [
-        "31-8 mini ✗ → ✓", "E-1 org/some model new → ≈",
-        "gpt2: 1 ✓, 0 ✗, 0 ≈, 0 –", "mini: 2 ✓, 0 ✗, 0 ≈, 0 –",
+        "31-8 mini ✗ → ✓", "31-9 another new → ✗", "E-1 org/some model new → ≈",
+        "another: 0 ✓, 1 ✗, 0 ≈, 0 –", "gpt2: 1 ✓, 0 ✗, 0 ≈, 0 –", "mini: 2 ✓, 0 ✗, 0 ≈, 0 –",
         "org/some model: 0 ✓, 0 ✗, 1 ≈, 0 –",
     ]  # fmt: skip
     files = {path.relative_to(run / "claims").as_posix() for path in run.rglob("*.json")}
-    assert files == {"mini/31-8.json", "org_some_model/E-1.json"}
+    assert files == {"another/31-9.json", "mini/31-8.json", "org_some_model/E-1.json"}
 
 
 @pytest.mark.parametrize(("before", "now"), [("✓", False), ("✗", True), ("–", True)])

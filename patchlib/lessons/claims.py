@@ -139,7 +139,13 @@ def load() -> dict[str, dict[str, Any]]:
 
 
 def claim(
-    id_or_text: str, holds: object, *, close: object = False, parts: object = True, **measured: Any
+    id_or_text: str,
+    holds: object,
+    *,
+    close: object = False,
+    parts: object = True,
+    on: str = "",
+    **measured: Any,
 ) -> Claim:
     """Says whether a claim holds on the loaded model, and records it.
 
@@ -154,6 +160,7 @@ def claim(
             holds the bound.
         parts: the heads, or whatever else the claim is about; empty or False where the model has
             none, so that there is nothing to test.
+        on: the name of the model that was measured, where not the one that the run is about.
         measured: what the claim rests on, by name: numbers, texts, `Heads`, dicts, Series or small
             DataFrames. NaN and None are what was not measured; where all are, the claim was not
             tested.
@@ -171,7 +178,8 @@ def claim(
     entry = load()[id] if id else _OWN
     texts = {name.replace("_", " "): _nested(value) for name, value in measured.items()}
     mark = "≈" if _truth("close", close) else "✓" if _truth("holds", holds) else "✗"
-    why = _why_untested(id, entry, parts)
+    model = on or _run.model
+    why = _why_untested(id, entry, parts, model)
     if not why and texts and set(texts.values()) == {_NOT_MEASURED}:
         why = "nothing was measured"
     shown = "; ".join(f"{name} {text}" for name, text in texts.items())
@@ -187,9 +195,9 @@ def claim(
     )
     _run.claims[id_or_text] = result
     if id and _run.model:
-        _record(result)
+        _record(result, model)
     if os.environ.get("PATCHLIB_CLAIMS") == "strict":
-        _hold_to_record(result)
+        _hold_to_record(result, model)
     return result
 
 
@@ -350,12 +358,12 @@ def _truth(name: str, value: Any) -> bool:
     return value
 
 
-def _why_untested(id: str, entry: Mapping[str, Any], parts: Any) -> str:
+def _why_untested(id: str, entry: Mapping[str, Any], parts: Any, model: str) -> str:
     """Why a claim cannot be tested on this model; empty where it can."""
     needs = entry["needs"]
     if needs and needs not in _run.claims:
         raise PatchlibError(f"claim {id} needs claim {needs}: make that one before in the notebook")
-    if entry["scope"] == "own" and not paper.is_model(entry["model"], _run.model):
+    if entry["scope"] == "own" and not paper.is_model(entry["model"], model):
         return f"it is about heads of {entry['model']}"
     if not (len(parts) if hasattr(parts, "__len__") else parts):
         return "this model has nothing of the kind"
@@ -364,27 +372,26 @@ def _why_untested(id: str, entry: Mapping[str, Any], parts: Any) -> str:
     return ""
 
 
-def _record(claim: Claim) -> None:
-    row = dict(
-        zip(_COLUMNS, (claim.id, _run.model, claim.mark, claim.here, _run.prompts), strict=True)
-    )
+def _record(claim: Claim, model: str) -> None:
+    prompts = _run.prompts if model == _run.model else ""
+    row = dict(zip(_COLUMNS, (claim.id, model, claim.mark, claim.here, prompts), strict=True))
     # A model's name may be an address on the hub or a folder.
-    path = RECORDS / re.sub(r"[^\w.-]+", "_", _run.model) / f"{claim.id}.json"
+    path = RECORDS / re.sub(r"[^\w.-]+", "_", model) / f"{claim.id}.json"
     text = json.dumps(row, indent=1, ensure_ascii=False) + "\n"
     write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
-def _hold_to_record(claim: Claim) -> None:
+def _hold_to_record(claim: Claim, model: str) -> None:
     """Raises where the mark is not the recorded one, or a notebook's own claim fails."""
     if not claim.id:
         if claim.mark == "✗":
             raise PatchlibError(f"the notebook's own claim does not hold:\n{claim}")
         return
     rows = recorded()
-    marks = rows[rows.model == _run.model].set_index("claim").status
+    marks = rows[rows.model == model].set_index("claim").status
     if len(marks) and (expected := marks.get(claim.id, "no mark")) != claim.mark:
         raise PatchlibError(
-            f"claim {claim.id} on {_run.model}: {BY_MODEL.name} has {expected}, this run found "
+            f"claim {claim.id} on {model}: {BY_MODEL.name} has {expected}, this run found "
             f"{claim.mark}. If the run is right, record it with python -m patchlib.lessons.claims "
             f"and read again what the notebook says about it\n{claim}"
         )
