@@ -276,6 +276,8 @@ alone[["model", "empty", "circuit_alone", "faithfulness"]].to_dataframe().round(
 # * EAP: the change of the writer times the gradient at the reader, all from one backward pass. It is good where little
 #   changes, and wrong, also in sign, where something saturates. Rank by size, not by sign.
 # * EAP-IG: the mean of gradients on the way. From the embedding it adds up to the whole effect; elsewhere it need not.
+#   With `along="activations"` each writer goes its own way in its turn, and every node's edges add up to what patching the
+#   node does, at the price of those gradients for each writer.
 # * A score is judged by the circuits that it finds: faithfulness by size, CPR, CMD. Say at which size, with which
 #   corruption, and over which positions (here all together).
 
