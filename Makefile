@@ -23,7 +23,7 @@ FETCH := $(BIN)/python -m patchlib.models.smollm2
 START := notebooks/00_start_here.ipynb
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test test-slow run test-browser sweeps verify score bench notebooks lint clean
+.PHONY: help lab test test-slow run test-browser sweeps verify score bench notebooks site lint clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -73,6 +73,11 @@ bench: $(INSTALLED)  ## Measure how fast patching is (some forty minutes)
 
 notebooks: $(INSTALLED)  ## Bring each .ipynb in line with its .py text, keeping the outputs
 	$(BIN)/jupytext --sync notebooks/*.py
+
+# Nothing is executed: the stored outputs are shown. A broken link is an error.
+site: $(INSTALLED)  ## Build the web site from the stored notebooks into _build/site
+	rm -rf _build/site
+	$(BIN)/python -m sphinx -q -E -W --keep-going -c site -d _build/doctrees . _build/site
 
 lint: $(INSTALLED)  ## Check style, types and which folder imports which
 	$(BIN)/ruff check .

@@ -70,12 +70,22 @@ class _Renderer(IPythonRenderer):
     """Writes formulas as MathML."""
 
     def inline_math(self, body: str) -> str:
-        return _mathml(body, "inline")
+        return mathml(body, "inline")
 
     def block_math(self, body: str) -> str:
-        return _mathml(body, "block")
+        return mathml(body, "block")
 
 
-def _mathml(latex: str, display: str) -> str:
+def mathml(latex: str, display: str) -> str:
+    r"""Writes a formula as MathML, which browsers draw without a script.
+
+    Args:
+        latex: the formula.
+        display: ``"inline"`` or ``"block"``.
+
+    Example:
+        >>> "<mi>x</mi>" in mathml("x^2", "inline")
+        True
+    """
     # Within \texttt the library leaves LaTeX's escapes as they are.
     return re.sub(r"\\([_%#&])", r"\1", convert(latex.strip(), display=display))

@@ -33,6 +33,7 @@ TOP_LEVEL = {
     "notebooks",
     "patchlib",
     "pyproject.toml",
+    "site",
     "tests",
 }
 

@@ -62,9 +62,9 @@ def ablate(
         A dataset as `patch` gives it when noising, over the same dimensions. Its ``effect`` is
         positive where the component helps, as it is there: where the ablation lowers P(r),
         P_cl(r) - P_abl(r), and likewise for the other metrics. The logit difference is
-        (LD_cl - LD_abl) / |LD_cl|, where LD_cl is a mean over the prompts that have the position:
-        1 where none is left. KL is D(P_cl||P_abl), never negative. ``patched`` is the ablated
-        run, and ``corrupted`` NaN.
+        ``(LD_cl - LD_abl) / |LD_cl|``, where LD_cl is a mean over the prompts that have the
+        position: 1 where none is left. KL is D(P_cl||P_abl), never negative. ``patched`` is the
+        ablated run, and ``corrupted`` NaN.
 
     Raises:
         PatchlibError: without ``with_``, and as `patch` does.
