@@ -227,7 +227,10 @@ def printed(section):
     return {row[0]: [float(value) for value in row[1:]] for row in rows[2:]}
 
 
-@pytest.mark.parametrize("name", pl.certificate.MODELS)
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("known-or", "known-and")]
+
+
+@pytest.mark.parametrize("name", ["known", *SLOW])
 def test_the_card_says_what_is_measured(name):
     at = printed(f"interchanges of {name}")
     fresh = pl.certificate.interchanges(name, rows=512).round(3)

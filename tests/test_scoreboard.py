@@ -213,7 +213,7 @@ def test_a_sample_of_the_table_is_what_is_computed_anew():
     name = draw.choice([*known.GATES])
     model, every = pl.load_model(KNOWN / name), [*scoreboard.calls()]
     # These take longer than all else together; `--verify` computes them, too.
-    costly = ("edge patching", "path patching", "ACDC")
+    costly = ("edge patching", "path patching", "ACDC", "EAP-IG, activations")
     cheap = [call for call in every if call.method not in costly]
     for call in draw.sample(cheap, 3):
         apart = scoreboard.difference(model, call)
