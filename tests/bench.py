@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,15 @@ SMOLLM2 = LlamaConfig(
 Row = dict[str, Any]
 
 
-def random_model(device: str, configuration: PreTrainedConfig) -> TransformerBridge:
+def random_model(
+    device: str, configuration: PreTrainedConfig, dtype: str = "float32"
+) -> TransformerBridge:
     """A model of some geometry, with random weights."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         AutoModelForCausalLM.from_config(configuration).save_pretrained(folder)
         AutoTokenizer.from_pretrained(MINI).save_pretrained(folder)
-        return pl.load_model(folder, device=device)
+        return pl.load_model(folder, device, dtype)
 
 
 def random_pairs(model: TransformerBridge, n: int = 32, length: int = 15) -> PromptPairs:
@@ -350,6 +353,22 @@ def of_mini(clock: Clock, device: str) -> list[Row]:
     return table
 
 
+def on_a_gpu(clock: Clock, device: str) -> list[Row]:
+    """All heads and all MLPs of GPT-2 small's and XL's geometry, in two precisions."""
+    table: list[Row] = []
+    sizes = {"small": GPT2Config(), "XL": GPT2Config(n_layer=48, n_head=25, n_embd=1600)}
+    for (size, geometry), dtype in product(sizes.items(), ("float32", "bfloat16")):
+        model = random_model(device, geometry, dtype)
+        pairs = random_pairs(model)
+        for component in ("head", "mlp"):
+            work = sweep(model, pairs, component=component, corruption=pl.STR("S2"))
+            (seconds,) = clock.seconds(work)
+            row = {"work": f"GPT-2 {size}, {dtype}, {component} of all", "seconds": seconds}
+            table.append(row | {"peak MiB": peak(model, work)})
+            show(table[-1:])
+    return table
+
+
 def growth(clock: Clock, device: str) -> list[Row]:
     """Heads of a smaller model, one size changed at a time."""
     base = {"prompts": 16, "layers": 6, "heads": 12, "tokens": 15}
@@ -415,6 +434,10 @@ def main() -> None:
         "mini": of_mini,
         "growth, from 16 prompts of 15 tokens in 6 layers of 12 heads": growth,
     }
+    if arguments.device == "cuda":
+        parts["GPU: 32 prompts of 15 tokens"] = on_a_gpu
+    else:
+        print("no GPU here: GPT-2 small's and XL's absolute times are left out")
     parts = {title: part for title, part in parts.items() if arguments.only in title}
     tables = {title: part(clock, arguments.device) for title, part in parts.items()}
     print("\n" + "  ".join(f"{k}: {v}" for k, v in machine.items()))

@@ -42,7 +42,7 @@ _DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 def load_model(
     name: str | os.PathLike[str] | None = None,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     dtype: torch.dtype | str = torch.float32,
     revision: str | None = None,
 ) -> TransformerBridge:
@@ -57,7 +57,8 @@ def load_model(
             ``"EleutherAI/gpt-j-6b"``, ``"attn-only-4l"``). None stands for the environment
             variable ``PATCHLIB_MODEL``, and for ``"smollm2"`` where that is not set. In results a
             folder goes by its full path, so that it never passes for the model of its name.
-        device: where to put it.
+        device: where to put it; None stands for the environment variable ``PATCHLIB_DEVICE``, and
+            for ``"cpu"`` where that is not set.
         dtype: the type of its weights: float64, float32, float16 or bfloat16; also as text.
         revision: the commit, branch or tag, for models in Hugging Face format on the hub; the
             newest one where None.
@@ -90,6 +91,7 @@ def load_model(
             f"revision={revision!r} with the model {name!r}: only models in Hugging Face format on "
             "the hub are loaded at a revision; leave it out"
         )
+    device = device or os.environ.get("PATCHLIB_DEVICE") or "cpu"
     options: dict[str, Any] = {"device": _device(device), "dtype": _dtype(dtype)}
     bars = hf_logging.is_progress_bar_enabled()
     # The bar over weights already on disk says nothing and would stay in saved notebooks.
