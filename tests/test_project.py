@@ -50,7 +50,7 @@ def declared() -> list[Requirement]:
     """Every dependency that pyproject.toml names, those for development included."""
     extras = project()["optional-dependencies"]
     lines = project()["dependencies"] + [line for extra in extras.values() for line in extra]
-    return [Requirement(line) for line in lines]
+    return [Requirement(line) for line in lines if not line.startswith("patchlib[")]
 
 
 def pins() -> list[tuple[str, str]]:

@@ -261,6 +261,24 @@ def _fingerprint(folder: Path) -> str:
     return f"sha256:{digest.hexdigest()[:12]}"
 
 
+def load_described(model: str, revision: str, dtype: str, device: str) -> TransformerBridge:
+    """Loads a model as `describe` describes it.
+
+    Args:
+        model: its name.
+        revision: its commit on the hub; a folder's files may have changed, which a caller checks.
+        dtype: the type of its weights.
+        device: where it was, and where it is put.
+
+    Example:
+        >>> load_described("mini", "sha256:0", "float32", "cpu").cfg.n_layers
+        8
+    """
+    is_legacy = _ALIASES.get(model, model).startswith(TL_LEGACY_PREFIXES)
+    is_commit = not is_legacy and re.fullmatch("[0-9a-f]{40}", revision)
+    return load_model(model, device, dtype, revision if is_commit else None)
+
+
 def describe(model: TransformerBridge) -> dict[str, str]:
     """What decides a model's numbers, as results keep it.
 

@@ -43,6 +43,7 @@ class Checkpoint:
 
     def __init__(self, folder: str | os.PathLike[str], settings: Mapping[str, object]):
         self.folder = Path(folder).expanduser()
+        self._read: set[str] = set()
         own = {name: _text(value) for name, value in settings.items()}
         self._settings = json.dumps(own, indent=1, sort_keys=True)
         kept = self.folder / "settings.json"
@@ -85,18 +86,32 @@ class Checkpoint:
             )
 
     def save(self, piece: xr.Dataset) -> None:
-        """Keeps one pass; its coordinates ``prompt``, ``draw`` and ``cell`` name what it holds."""
+        """Keeps one pass; its coordinates ``prompt``, ``draw`` and ``cell`` name what it holds.
+
+        Raises:
+            PatchlibError: where it cannot be written, on a full disk for example.
+        """
         content = json.dumps(piece.to_dict()).encode()
-        write_whole(self.folder / self._name(content), lambda part: part.write_bytes(content))
+        try:
+            write_whole(self.folder / self._name(content), lambda part: part.write_bytes(content))
+        except OSError as error:
+            raise PatchlibError(
+                f"a finished pass cannot be written to checkpoint={str(self.folder)!r} ({error}): "
+                "make room there, or the folder writable. What it holds is whole, and the same "
+                "call goes on from there"
+            ) from error
 
     def pieces(self) -> Iterator[xr.Dataset]:
-        """All passes that are finished; a damaged file is removed with a warning."""
+        """Finished passes that were not read before; a damaged one is removed with a warning."""
         for path in sorted(self.folder.glob("piece-*.json")):
+            if path.name in self._read:
+                continue
             try:
                 content = path.read_bytes()
             except FileNotFoundError:  # Another process has just removed it.
                 continue
             if path.name == self._name(content):
+                self._read.add(path.name)
                 yield xr.Dataset.from_dict(json.loads(content))
             else:
                 path.unlink(missing_ok=True)

@@ -12,6 +12,8 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from patchlib.errors import PatchlibError
 from patchlib.heads import Heads
+from patchlib.models.loading import describe, load_described
 from patchlib.patching import (
     architectures,
     fast_engine,
@@ -31,6 +34,7 @@ from patchlib.patching import (
     results,
     sources,
     store,
+    workers,
 )
 from patchlib.patching import metrics as metric_definitions
 from patchlib.patching.cells import Limits, Part, Piece, parts_of, unit_of
@@ -56,6 +60,9 @@ _INSTANCES = 256
 
 Metrics = str | Metric | Callable | Sequence[str | Metric | Callable]
 
+Block = tuple[Sequence[int], Bool[np.ndarray, "prompt draw cell"]]
+"""The numbers of some prompts, and what is done of each."""
+
 Engine = Callable[..., Iterator[Piece]]
 """A function as `hook_engine.sweep`."""
 
@@ -80,6 +87,9 @@ def patch(
     batch_size: int | str = "auto",
     memory_budget: float | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    executor: Callable[[], Any] | None = None,
+    block: int = 32,
+    retries: int = 2,
     recompute: bool = False,
     progress: bool | Callable[[int, int], object] = True,
 ) -> xr.Dataset:
@@ -124,6 +134,14 @@ def patch(
             80 % of the free memory on a GPU where None.
         checkpoint: a folder that keeps every finished pass, so that the same call goes on where
             a stopped one was.
+        executor: makes what runs the sweep in other processes, such as
+            ``loky.get_reusable_executor``, ``lambda: client.get_executor(pure=False)`` of
+            dask.distributed or a function that returns a ``submitit.AutoExecutor``; all that is
+            asked of it is ``submit``. Each worker loads the model by its name, onto the device it
+            is on here, and writes to ``checkpoint``, a folder that all must see. ``batch_size``
+            and ``memory_budget`` hold for each. A worker that is killed loses the pass it was at.
+        block: how many prompts a worker is handed at a time.
+        retries: how often what is left of blocks that failed is handed to a new executor.
         recompute: compute also what is stored. By default stored sweeps (`patchlib.patching.store`)
             of the same model, prompts and settings are read, and only what they lack is computed;
             the attribute ``stored`` then says when they were made. ``engine="hooks"`` and
@@ -157,8 +175,8 @@ def patch(
     Raises:
         PatchlibError: for settings that make no sense, positions and sites that the task does not
             have, a model in training mode, hooks that did not fire, logits that are NaN, an
-            engine that cannot run the model, a memory budget that is too small for one row, and a
-            checkpoint made with other settings.
+            engine that cannot run the model, a memory budget that is too small for one row, a
+            checkpoint made with other settings, and workers that fail or load another model.
 
     Example:
         >>> import patchlib as pl
@@ -172,26 +190,41 @@ def patch(
         >>> int(some.effect.sel(metric="kl").notnull().sum())
         2
     """
-    positions = _one_or_list(positions)
+    positions, layers = _one_or_list(positions), _one_or_list(layers)
+    # Iterators are read once, and workers read these again.
+    chosen = None if heads is None else Heads(heads)
     _require_sense(model, pairs, corruption)
-    frame, what = _components(model, pairs, component, layers, heads, window, before, positions)
+    asked = component, layers, chosen, window, before, positions
+    frame, what = _components(model, pairs, *asked)
+    options: dict[str, Any] = {
+        "corruption": corruption,
+        "metrics": metrics,
+        "positions": positions,
+        "direction": direction,
+        "source": source,
+        "engine": engine,
+    }
+    spread = None
+    if executor is not None:
+        workers.require_sense(executor, block, retries, checkpoint)
+        # Workers may have another working directory.
+        checkpoint = Path(checkpoint).expanduser().resolve()  # type: ignore[arg-type]
+        limits = batch_size, memory_budget
+        task = partial(_measure_block, describe(model), pairs, asked, limits, checkpoint, options)
+        spread = partial(workers.run, executor, block, retries, task)
     return _patch(
         model,
         pairs,
         frame,
-        corruption,
-        metrics,
-        what,
-        positions,
-        direction,
-        source,
-        keep_prompts,
-        keep_draws,
-        engine,
-        Limits.of(model, batch_size, memory_budget),
-        checkpoint,
-        progress,
+        what=what,
+        keep_prompts=keep_prompts,
+        keep_draws=keep_draws,
+        limits=Limits.of(model, batch_size, memory_budget),
+        checkpoint=checkpoint,
+        progress=progress,
         stored=engine == "auto" and not recompute,
+        spread=spread,
+        **options,
     )
 
 
@@ -309,11 +342,14 @@ def _patch(
     checkpoint: str | os.PathLike[str] | None,
     progress: bool | Callable[[int, int], object],
     stored: bool = False,
+    spread: Callable[..., object] | None = None,
+    block: Block | None = None,
+    prints: dict[str, object] | None = None,
 ) -> xr.Dataset:
     """What `patch` and `patch_together` have in common.
 
     Without corruption the clean run is both runs, and what a source changes in it is measured: see
-    `patchlib.ablate`.
+    `patchlib.ablate`. A worker measures its block alone, and knows the fingerprints of its model.
     """
     chosen_metrics = metric_definitions.choose(metrics)
     if direction not in ("denoise", "noise"):
@@ -335,6 +371,10 @@ def _patch(
     ):
         if numbers.enter(piece):
             made = piece.attrs
+    if block is not None:
+        rows, done_there = block
+        numbers.done[:] = True
+        numbers.done[rows] = done_there
     left = numbers.left
     if left and callable(progress):
         # Before anything runs: it may say how long it will take, or refuse.
@@ -344,7 +384,7 @@ def _patch(
         if isinstance(engine, str):
             what["engine"] = engine = _choose_engine(engine, model, pairs, corruption, frame)
         if checkpoint is not None:
-            kept |= fingerprints(model)
+            kept |= prints or fingerprints(model)
     settings = of_result(model, pairs, corruption, chosen_metrics, what, kept)
     finished = None
     if left and checkpoint is not None:
@@ -379,12 +419,49 @@ def _patch(
         finished,
     )
     with bar:
+        if spread is not None:
+            spread(partial(numbers.blocks, pairs), partial(sweep.collect, numbers, advance))
         data = sweep.run(numbers, advance)
     data = results.average(data, frame, pairs.texts, keep_prompts, keep_draws)
     if one_place and positions not in ("all", "each"):
         data = data.assign_coords(position=positions)
     data.attrs = settings
     return data
+
+
+def _measure_block(
+    described: dict[str, str],
+    pairs: PromptPairs,
+    asked: tuple[Any, ...],
+    limits: tuple[Any, ...],
+    checkpoint: Path,
+    options: dict[str, Any],
+    *block: Any,
+) -> None:
+    """What a worker does: some prompts of a sweep, whose passes it keeps in the sweep's folder."""
+    model, prints = _loaded(*(described[name] for name in ("model", "revision", "dtype", "device")))
+    frame, what = _components(model, pairs, *asked)
+    _patch(
+        model,
+        pairs,
+        frame,
+        what=what,
+        keep_prompts=False,
+        keep_draws=False,
+        limits=Limits.of(model, *limits),
+        checkpoint=checkpoint,
+        progress=False,
+        block=block,
+        prints=prints,
+        **options,
+    )
+
+
+@lru_cache(maxsize=1)
+def _loaded(*described: str) -> tuple[TransformerBridge, dict[str, object]]:
+    """A worker's model and its fingerprints, which take as long to compute as to load."""
+    model = load_described(*described)
+    return model, fingerprints(model)
 
 
 def _require_sense(model: TransformerBridge, pairs: PromptPairs, corruption: Corruption) -> None:
@@ -460,6 +537,13 @@ class _Numbers:
         """How many rows are to be measured."""
         return int((~self.done).sum())
 
+    def blocks(self, pairs: PromptPairs, size: int) -> list[Block]:
+        """What is left, in blocks of prompts; those of one length lie together."""
+        numbers = [number for index, _ in pairs.by_length() for number in index]
+        left = [number for number in numbers if not self.done[number].all()]
+        rows = (left[start : start + size] for start in range(0, len(left), size))
+        return [(some, self.done[some]) for some in rows]
+
     def enter(self, piece: xr.Dataset) -> int:
         """Takes over one pass; returns how many of its rows are new."""
         at = piece["prompt"].values, piece["draw"].values
@@ -489,8 +573,7 @@ class _Sweep:
 
     def run(self, numbers: _Numbers, advance: Callable[[int], object]) -> xr.Dataset:
         """The numbers, labelled; ``advance`` is called with the number of rows done."""
-        for piece in self.checkpoint.pieces() if self.checkpoint is not None else ():
-            advance(numbers.enter(piece))
+        self.collect(numbers, advance)
         for piece in self._pieces(numbers.done):
             if self.checkpoint is not None:
                 self.checkpoint.save(piece)
@@ -502,6 +585,11 @@ class _Sweep:
             self.frame,
             self.direction if self.corruption is not None else None,
         )
+
+    def collect(self, numbers: _Numbers, advance: Callable[[int], object]) -> None:
+        """Takes over the passes that the checkpoint has and ``numbers`` has not."""
+        for piece in self.checkpoint.pieces() if self.checkpoint is not None else ():
+            advance(numbers.enter(piece))
 
     def _pieces(self, done: Bool[np.ndarray, "prompt draw cell"]) -> Iterator[xr.Dataset]:
         """Every pass over what is not done yet."""
