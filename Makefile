@@ -23,7 +23,8 @@ FETCH := $(BIN)/python -m patchlib.models.smollm2
 START := notebooks/00_start_here.ipynb
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test test-slow run test-browser sweeps verify score bench notebooks site lint clean
+.PHONY: help lab test test-slow run test-browser sweeps verify score bench bench-scale notebooks site \
+  lint clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -70,6 +71,9 @@ score: $(INSTALLED)  ## Score what is missing of every method on the known model
 
 bench: $(INSTALLED)  ## Measure how fast patching is (some forty minutes)
 	$(BIN)/python tests/bench.py
+
+bench-scale: $(INSTALLED)  ## Measure how a sweep scales over workers (some minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench_scale.py
 
 notebooks: $(INSTALLED)  ## Bring each .ipynb in line with its .py text, keeping the outputs
 	$(BIN)/jupytext --sync notebooks/*.py
