@@ -245,6 +245,7 @@ pl.claims()
 # ## Exercises
 #
 # Fill in, run, read the hint. The right answers are computed from the model that you loaded.
+# `pl.progress()` is a table of the exercises that you have checked so far.
 #
 # **1 Read a map.** Which head brings most of the logit difference back, and what share of the way from the corrupted run to
 # the clean one? Read both from `fx`, the result of `pl.patch` in section 5.

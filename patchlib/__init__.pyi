@@ -10,6 +10,7 @@ from .lessons.claims import claim as claim
 from .lessons.claims import claims as claims
 from .lessons.claims import claims_by_model as claims_by_model
 from .lessons.claims import predict as predict
+from .lessons.progress import progress as progress
 from .lessons.start import show_pairs as show_pairs
 from .lessons.start import start as start
 from .measure.curves import compare_windows as compare_windows

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
+from IPython import get_ipython
+
 from patchlib.errors import PatchlibError
+from patchlib.lessons import claims, progress
 from patchlib.lessons.answers import Hint, is_empty
 
 # Takes an answer and what it is about; gives nothing where it is right, and a hint where not.
@@ -54,7 +58,9 @@ def exercises() -> dict[str, Exercise]:
 def check(id: str, answer: object, **given: Any) -> None:
     """Prints whether an answer is right, and a hint where it is not.
 
-    What is right is computed from what is given: the model that is loaded and its results.
+    What is right is computed from what is given: the model that is loaded and its results. In a
+    notebook the mark is kept for `patchlib.progress`. With ``PATCHLIB_CHECKS=strict`` in the
+    environment, as a grader needs it, an answer that is not right is an error, and no mark is kept.
 
     Args:
         id: the exercise's number, such as ``"3.1.2"``.
@@ -63,7 +69,8 @@ def check(id: str, answer: object, **given: Any) -> None:
 
     Raises:
         PatchlibError: for an unknown exercise, and where something has to be given, or is given
-            that the exercise does not take.
+            that the exercise does not take; where checks are strict, for an answer that is not
+            right.
 
     Example:
         >>> check("0.2", ...)
@@ -82,11 +89,17 @@ def check(id: str, answer: object, **given: Any) -> None:
         takes = list(inspect.signature(known[id]).parameters)[1:]
         needed = ", ".join(f"{name}={name}" for name in takes) or "nothing beside the answer"
         raise PatchlibError(f"exercise {id}: {reason}; it takes {needed}") from None
-    if is_empty(answer):
-        print(f"– {id}  not answered yet: put your answer in place of ...")
-        return
-    try:
-        hint = known[id](answer, **given)
-    except Hint as reason:
-        hint = str(reason)
-    print(f"✗ {id}  {hint}" if hint else f"✓ {id}")
+    mark, hint = "–", "not answered yet: put your answer in place of ..."
+    if not is_empty(answer):
+        try:
+            hint = known[id](answer, **given) or ""
+        except Hint as reason:
+            hint = str(reason)
+        mark = "✗" if hint else "✓"
+    said = f"{mark} {id}  {hint}" if hint else f"{mark} {id}"
+    strict = os.environ.get("PATCHLIB_CHECKS") == "strict"
+    if strict and hint:
+        raise PatchlibError(said)
+    print(said)
+    if mark != "–" and not strict and get_ipython() is not None:
+        progress.record(id, claims.running(), mark)

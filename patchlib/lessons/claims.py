@@ -120,6 +120,11 @@ def begin(model: str, prompts: str) -> None:
     _run = _Run(model, prompts)
 
 
+def running() -> str:
+    """The name of the model that this run is about; empty before `begin`."""
+    return _run.model
+
+
 def load() -> dict[str, dict[str, Any]]:
     """Reads what the paper claims, in the order of its sections.
 
@@ -206,7 +211,7 @@ def predict(id: str, guess: object) -> None:
 
     Args:
         id: the claim's.
-        guess: whatever can be shown, such as ``"all the same"``.
+        guess: whatever can be shown, such as ``"all the same"``; ``...`` for none yet.
 
     Raises:
         PatchlibError: for an unknown id, and for what cannot be shown.
@@ -217,6 +222,9 @@ def predict(id: str, guess: object) -> None:
     """
     if not _is_id(id):
         raise PatchlibError(f"{id!r} is no id of a claim: give one such as '31-8'")
+    if guess is ...:
+        print(f"– {id}  no guess yet: put yours in place of ...")
+        return
     _run.guesses[id] = _text(guess)
     print(f"your guess for {id}: {_run.guesses[id]}")
 
