@@ -43,7 +43,8 @@ def damage(nb, positions):
         metrics="kl",
         progress=False,
     )
-    return fx.effect.sel(layer=4, head=6).squeeze("metric").values
+    layer, head = pl.Head.of(nb.head)
+    return fx.effect.sel(layer=layer, head=head).squeeze("metric").values
 
 
 def worst(nb):

@@ -4,7 +4,8 @@ import patchlib as pl
 
 
 def mediated(model, pairs, activation):
-    every = [(layer, head) for layer in range(model.cfg.n_layers) for head in range(8)]
+    layers, heads = range(model.cfg.n_layers), range(model.cfg.n_heads)
+    every = [(layer, head) for layer in layers for head in heads]
     denoised, noised = (
         pl.patch_together(
             model,

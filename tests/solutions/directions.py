@@ -18,7 +18,7 @@ def given(model):
 
 def alone(nb):
     effect = nb.both.effect.sel(metric="logit_diff", direction="noise")
-    return {head: float(effect.sel(first=head, second=head)) for head in HEADS}
+    return {head: float(effect.sel(first=head, second=head)) for head in effect["first"].values}
 
 
 def helpful(nb):

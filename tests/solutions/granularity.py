@@ -31,7 +31,8 @@ def ten(nb):
 
 
 def together(nb, positions="last"):
-    return restore(nb, [f"neuron4.{unit}" for unit in ten(nb)[1]], positions=positions)
+    layer = nb.neurons.layer.item()
+    return restore(nb, [f"neuron{layer}.{unit}" for unit in ten(nb)[1]], positions=positions)
 
 
 def total(nb, of=lambda effect: effect):

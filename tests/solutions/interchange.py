@@ -51,9 +51,9 @@ def accuracy(nb, of="effect"):
         nb.pairs,
         copied,
         "answer",
-        "resid7",
+        f"resid{nb.model.cfg.n_layers - 1}",
         positions="last",
-        source=nb.pairs[[1, 2, 3, 4, 5, 0]],
+        source=nb.pairs[[*range(1, len(nb.pairs)), 0]],
         progress=False,
     )
     return {"model": copied, "accuracy": fx[of].sel(metric="accuracy").item()}

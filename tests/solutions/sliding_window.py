@@ -22,10 +22,16 @@ def given(model):
     return SimpleNamespace(model=model, pairs=pairs, sweep=sweep, w=W)
 
 
-def layers(nb, first=3, count_from=0):
+def middle(nb):
+    n_layers = nb.sweep.mean["GN"].sizes["layer"]
+    return nb.w // 2 + max(1, n_layers // 12)
+
+
+def layers(nb, first=None, count_from=0):
+    first = middle(nb) if first is None else first
     effect = nb.sweep.mean["GN"].effect.sel(metric="prob")
-    single, sliding = (effect.sel(window=size).values for size in (1, W))
-    added = np.array([single[max(0, at - 2) : at + 3].sum() for at in range(8)])
+    single, sliding = (effect.sel(window=size).values for size in (1, nb.w))
+    added = np.array(sums(single, nb.w))
     return {
         "sliding": first + int(sliding[first:].argmax()) - count_from,
         "adding": first + int(added[first:].argmax()) - count_from,
@@ -44,7 +50,8 @@ def ratio(nb, metric="logit_diff"):
         "metrics": [metric],
         "progress": False,
     }
-    together = pl.patch(nb.model, nb.pairs, "mlp", window=8, before=0, layers=[0], **settings)
+    every = {"window": nb.model.cfg.n_layers, "before": 0, "layers": [0]}
+    together = pl.patch(nb.model, nb.pairs, "mlp", **every, **settings)
     single = pl.patch(nb.model, nb.pairs, "mlp", **settings)
     return float(together.effect.sum() / single.effect.sum())
 
@@ -54,7 +61,7 @@ SOLUTIONS = {
         layers,
         {
             "leave out those before the middle": lambda nb: layers(nb, first=0),
-            "count from the first middle layer": lambda nb: layers(nb, count_from=3),
+            "count from the first middle layer": lambda nb: layers(nb, count_from=middle(nb)),
         },
     ),
     "5.2": (
