@@ -23,8 +23,8 @@ FETCH := $(BIN)/python -m patchlib.models.smollm2
 START := notebooks/00_start_here.ipynb
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test test-slow run test-browser sweeps verify score bench bench-scale notebooks site \
-  lint clean
+.PHONY: help lab test test-slow run test-browser sweeps verify score bench bench-scale notebooks student \
+  solutions site lint clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -77,6 +77,12 @@ bench-scale: $(INSTALLED)  ## Measure how a sweep scales over workers (some minu
 
 notebooks: $(INSTALLED)  ## Bring each .ipynb in line with its .py text, keeping the outputs
 	$(BIN)/jupytext --sync notebooks/*.py
+
+student: notebooks  ## Write the notebooks for students, without outputs and guesses, to _build/student
+	$(BIN)/python tests/handouts.py student
+
+solutions: notebooks  ## Write the worked version, with every exercise answered, to _build/solutions
+	$(BIN)/python tests/handouts.py solutions
 
 # Nothing is executed: the stored outputs are shown. A broken link is an error.
 site: $(INSTALLED)  ## Build the web site from the stored notebooks into _build/site

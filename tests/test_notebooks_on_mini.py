@@ -6,6 +6,7 @@ the process of the tests: kernels of their own would take more time than what th
 
 import os
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,12 +15,13 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from handouts import answered, student
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from traitlets.config import Config
 
 from patchlib.errors import PatchlibError
-from patchlib.lessons import claims
+from patchlib.lessons import claims, progress
 from patchlib.notebooks import NOTEBOOKS
 
 pytestmark = pytest.mark.slow
@@ -27,10 +29,11 @@ NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.py"))
 
 
 @pytest.fixture
-def shell(monkeypatch: pytest.MonkeyPatch) -> Iterator[InteractiveShell]:
+def shell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[InteractiveShell]:
     """A fresh shell on mini, in which a mark that is not the recorded one is an error."""
     monkeypatch.setenv("PATCHLIB_MODEL", "mini")
     monkeypatch.setenv("PATCHLIB_CLAIMS", "strict")
+    monkeypatch.setattr(progress, "TRIES", tmp_path / "progress.csv")
     monkeypatch.chdir(NOTEBOOKS)
     plt.switch_backend("agg")
     # Without a history, which is a file in the user's home.
@@ -66,12 +69,20 @@ def around() -> list[object]:
 def test_a_notebook_runs_on_mini_with_the_recorded_marks(
     name: str, shell: InteractiveShell
 ) -> None:
+    """As students get it; after each exercise come the cells of the worked version."""
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    student(notebook)
+    cells = []
+    for cell in notebook.cells:
+        cells += [cell, *(part for part in answered(cell) if part is not cell)]
     before = around()
-    printed = run(shell, [cell.source for cell in notebook.cells if cell.cell_type == "code"])
+    printed = run(shell, [cell.source for cell in cells if cell.cell_type == "code"])
     # Or on a model that they name.
     assert "model mini (" in printed or "model known (" in printed
     assert around() == before
+    exercises = re.findall(r'pl\.check\(\s*"(\S+?)"', "\n".join(c.source for c in notebook.cells))
+    marks = re.findall(r"^([–✓✗]) (\S+)(?:  not answered yet|$)", printed, re.M)
+    assert marks == [(mark, id) for id in exercises for mark in "–✓"], printed
 
 
 def test_an_error_and_another_mark_fail(
