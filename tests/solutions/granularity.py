@@ -21,7 +21,8 @@ def restore(nb, parts, **more):
 
 def letters(nb, choose=lambda effects: max(effects, key=lambda letter: abs(effects[letter]))):
     return {
-        head: choose({a: restore(nb, [head], activation=a) for a in "qkv"}) for head in nb.heads
+        str(head): choose({a: restore(nb, [head], activation=a) for a in "qkv"})
+        for head in nb.heads
     }
 
 

@@ -1,3 +1,4 @@
+from functools import reduce
 from types import SimpleNamespace
 
 import numpy as np
@@ -48,7 +49,7 @@ def counts(nb, size=np.abs):
         site: fx.effect.mean("prompt").squeeze("metric", drop=True)
         for site, fx in nb.results.items()
     }
-    largest = np.maximum(*map(size, means.values()))
+    largest = reduce(np.maximum, map(size, means.values()))
     return {"S2": found(size(means["S2"]), nb.circuit), "any": found(largest, nb.circuit)}
 
 
