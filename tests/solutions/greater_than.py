@@ -13,11 +13,11 @@ def given(model):
         for run, each in corruptions.items()
     }
     sweep = pl.Sweep({run: each.mean("draw", keep_attrs=True) for run, each in fx.items()})
-    return SimpleNamespace(fx=fx["GN"], sweep=sweep)
+    return SimpleNamespace(fx=fx["GN"].mean("prompt", keep_attrs=True), sweep=sweep)
 
 
 def heads(nb, metric, enough):
-    effect = nb.fx.effect.sel(metric=metric).mean("prompt")
+    effect = nb.fx.effect.sel(metric=metric)
     away = abs(effect - effect.mean(["layer", "head"])) > 2 * effect.std(["layer", "head"])
     layers, numbers = np.nonzero(enough(away.values, effect.dims.index("draw")))
     return [f"{layer}.{head}" for layer, head in zip(layers, numbers, strict=True)]

@@ -33,6 +33,7 @@ import xarray as xr
 from patchlib.heads import Heads
 from patchlib.lessons.answers import call, close, entries, heads, mistake, number
 from patchlib.lessons.checks import exercise
+from patchlib.measure.detection import detect, heads_of
 from patchlib.measure.sweeps import Sweep, stability
 
 
@@ -44,16 +45,15 @@ def in_every_draw(answer: object, fx: xr.Dataset) -> str | None:
     by_logits = stability(fx, "logit_diff")
     if given == set(Heads(share.index[share == 1])):
         return None
-    mean = Sweep({"GN": fx.mean("draw", keep_attrs=True)})
+    found = detect(fx.mean("draw", keep_attrs=True))
+    positive, negative = (set(heads_of(found, "prob", sign)) for sign in ("positive", "negative"))
     mistakes = {
         "these are the heads of at least one draw": set(Heads(share.index)),
         "that is by logit difference; the question is about the probability": (
             set(Heads(by_logits.index[by_logits == 1]))
         ),
-        "these are the heads that the mean over draws detects": set(mean.found("GN", "prob")),
-        "you left out the negative heads": (
-            set(Heads(share.index[share == 1])) & set(mean.found("GN", "prob", "positive"))
-        ),
+        "these are the heads that the mean over draws detects": positive | negative,
+        "you left out the negative heads": set(Heads(share.index[share == 1])) & positive,
     }
     otherwise = "another list: a head counts where every draw detects it, by that draw's threshold"
     return mistake(given.__eq__, mistakes, otherwise)
