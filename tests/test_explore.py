@@ -132,9 +132,9 @@ def test_the_picture_holds_what_patch_gives(
     }
     pairs = pl.tasks.ioi(tiny_gpt2, n=6)[: settings.get("n", 6)]
     fx = pl.patch(tiny_gpt2, pairs, metrics=ALL_METRICS, progress=False, **by_hand, **arguments)
-    assert np.array_equal(shown(explorer), fx.effect.sel(metric="logit_diff"), equal_nan=True)
+    np.testing.assert_allclose(shown(explorer), fx.effect.sel(metric="logit_diff"), rtol=1e-12)
     assert explorer.fx.attrs | {"task_settings": ""} == fx.attrs | {"task_settings": ""}
-    assert pd.DataFrame(explorer.found).equals(pl.detect(fx.sel(metric=["logit_diff"])))
+    pd.testing.assert_frame_equal(explorer.found, pl.detect(fx.sel(metric=["logit_diff"])))
 
 
 def test_going_back_computes_nothing(explorer: Explorer, calls: Calls) -> None:
@@ -417,34 +417,48 @@ def test_a_cell_shows_controls_and_pictures_once_and_updates_them(
         explorer = explore(tiny_gpt2, pl.tasks.ioi(tiny_gpt2, n=2))
         explorer._ipython_display_()
         kinds = [sorted(data) for data, _ in published]
-        page = ["text/html", "text/plain"]
-        assert kinds == [["application/vnd.jupyter.widget-view+json"], page, page, page]
-        texts = [data["text/plain"] for data, _ in published[1:]]
-        assert not any("0x" in text or "display_id" in text for text in texts)
-        alternatives = [
-            bs4.BeautifulSoup(data["text/html"], "html.parser").img["alt"]
-            for data, _ in published[2:]
-        ]
+        assert kinds == [["application/vnd.jupyter.widget-view+json"], ["text/html", "text/plain"]]
+        first, at = published[1]
+        assert "0x" not in first["text/plain"] and "metric logit_diff" in first["text/plain"]
+        images = bs4.BeautifulSoup(first["text/html"], "html.parser").find_all("img")
+        alternatives = [image["alt"] for image in images]
         assert alternatives == [explorer.figure.alt, explorer.attention_figure.alt]
         assert alternatives[0].startswith("Heat map, ") and "ttention" in alternatives[1]
-        table, first = published[1:3]
         published.clear()
         explorer.controls["metric"].value = "prob"
-        (data, more), (settings, at) = (entry for entry in published if "text/html" in entry[0])
-        assert more["update"] and more["transient"] == first[1]["transient"]
-        assert data["text/html"] != first[0]["text/html"]
-        assert "prob" in data["text/plain"]
-        # The table of settings that a saved notebook shows is that of the picture.
-        assert at["update"] and at["transient"] == table[1]["transient"]
-        assert "metric logit_diff" in table[0]["text/plain"]
-        assert "metric prob" in settings["text/plain"]
+        # The settings and pictures that a saved notebook shows are those of the widget.
+        ((data, more),) = [entry for entry in published if "text/html" in entry[0]]
+        assert more["update"] and more["transient"] == at["transient"]
+        assert "metric prob" in data["text/plain"]
+        for shown_picture in pictures(explorer):
+            assert shown_picture in data["text/html"]
         # A later cell shows it again.
         shell.execution_count += 1
         published.clear()
         explorer._ipython_display_()
-        assert len(published) == 4
+        assert len(published) == 2
     finally:
         InteractiveShell.clear_instance()
+
+
+def pictures(explorer: Explorer) -> list[str]:
+    """What the widget shows as pictures, in HTML."""
+    last = explorer.widget.children[-2:]
+    return [picture.value for picture in last if picture.layout.display != "none"]
+
+
+def test_the_widget_holds_the_pictures(explorer: Explorer) -> None:
+    """It needs no output of a notebook; the map to point at stands for its picture."""
+    (attention,) = pictures(explorer)
+    assert 'alt="Attention patterns' in attention
+    explorer.controls["component"].value = "mlp"
+    curve, same = pictures(explorer)
+    assert 'alt="Heat map' not in curve and same == attention
+    explorer.controls["prompt"].value = 1
+    assert pictures(explorer)[0] == curve and pictures(explorer)[1] != attention
+    assert set(explorer.controls.values()) == {
+        control for row in explorer.widget.children for control in getattr(row, "children", ())
+    }
 
 
 def test_a_picture_is_drawn_after_the_callback_and_once_for_several(
@@ -499,6 +513,29 @@ def test_the_map_has_the_cells_colours_and_frames_of_the_picture(
     assert map["choosable"] == (component == "head")
 
 
+@pytest.mark.parametrize("component", ["head", "resid"])
+def test_the_map_tells_the_intervals(
+    explorer: Explorer, tiny_gpt2: TransformerBridge, component: str
+) -> None:
+    where = {"head": "all", "resid": "each"}[component]
+    explorer.controls["component"].value = component
+    explorer.controls["positions"].value = where
+    pairs = pl.tasks.ioi(tiny_gpt2, n=6)
+    settings = {"component": component, "positions": where, "metrics": ["logit_diff"]}
+    fx = pl.patch(tiny_gpt2, pairs, corruption=pl.STR("S2"), keep_prompts=True, **settings)
+    ends = pl.interval(fx).squeeze("metric")
+    for name in ("low", "high"):
+        np.testing.assert_allclose(
+            np.array(explorer.map.shown[name], float), ends[name].values, rtol=1e-6, atol=1e-12
+        )
+
+
+def test_a_single_prompt_has_no_interval(explorer: Explorer) -> None:
+    explorer.controls["n"].value = 1
+    assert explorer.error == ""
+    assert {end for row in explorer.map.shown["low"] for end in row} == {None}
+
+
 def test_a_curve_has_no_map(explorer: Explorer) -> None:
     explorer.controls["component"].value = "mlp"
     assert explorer.map.shown == {} and explorer.figure.axes[0].lines
@@ -539,7 +576,7 @@ def test_what_takes_long_says_so_and_waits_for_a_click(
     assert explorer.fx.attrs["site"] == "S1"
     assert explorer.button.layout.display == "none"
     assert calls.during(choose(explorer, "site", "S2")) == 0
-    assert explorer.fx is before
+    assert explorer.fx.identical(before)
 
 
 def test_a_sweep_is_stopped_and_leaves_the_last_picture(
@@ -578,7 +615,7 @@ def test_what_is_stored_needs_no_computing(
 ) -> None:
     """A stored sweep of more than 32 prompts is shown with all of them."""
     pairs = pl.tasks.ioi(tiny_gpt2, n=40)
-    whole = pl.patch(tiny_gpt2, pairs, corruption=pl.STR("S2"), progress=False)
+    whole = pl.patch(tiny_gpt2, pairs, corruption=pl.STR("S2"), keep_prompts=True, progress=False)
 
     def read(model: object, asked: pl.PromptPairs, *, corruption, metrics, progress, **more):
         if len(asked) < 40 or corruption != pl.STR("S2") or "rank" in metrics:
@@ -587,7 +624,8 @@ def test_what_is_stored_needs_no_computing(
 
     monkeypatch.setattr(kept, "patch", read)
     explorer = explore(tiny_gpt2, pairs, show=False)
-    assert explorer.fx is whole and explorer.state["n"] == 40
+    assert explorer.fx.identical(whole.mean("prompt", keep_attrs=True))
+    assert explorer.state["n"] == 40
     explorer.controls["metric"].value = "rank"
     assert explorer.button.description == "compute: about 40 seconds"
 
@@ -611,7 +649,7 @@ def test_a_time_is_told_without_running_the_model(
 
 
 def test_the_saved_notebook_has_a_table_of_the_settings(explorer: Explorer) -> None:
-    table = explorer._table()
+    table = explorer._stand_in()
     rows = bs4.BeautifulSoup(table["text/html"], "html.parser").find_all("tr")
     assert {row.th.text: row.td.text for row in rows} == {
         "task": "ioi",

@@ -180,7 +180,7 @@ class AttentionHeads(anywidget.AnyWidget):
         if more:
             figure.suptitle(f"the first {len(names)} of {len(self.names)} heads", fontsize=9)
         fit_page(figure)
-        Shown(self, figure.bundle() | {"text/plain": repr(self)})
+        Shown(self).keep(figure.bundle() | {"text/plain": repr(self)})
 
     def __repr__(self) -> str:
         heads, tokens = len(self.names), len(self.tokens)

@@ -22,7 +22,7 @@ from patchlib.patching.metrics import label
 from patchlib.patching.patch import patch
 from patchlib.prompts.corruption import GN, STR
 from patchlib.prompts.pairs import PromptPairs
-from patchlib.show.picture import Picture, Shown, after_callback, running_cell, table_of
+from patchlib.show.picture import Picture, Shown, after_callback, running_cell, stand_in
 from patchlib.show.plot.style import DescribedFigure, new_figure
 
 METRICS = {
@@ -273,7 +273,7 @@ class Choices:
     """A control that changes one choice, above a picture of the conclusions that move.
 
     It opens on a change that moves a list where one of those does that need no further sweep. The
-    picture is an ordinary output of the cell, so that the saved notebook keeps the last one.
+    saved notebook keeps the last picture.
 
     Args:
         study: computes the effects.
@@ -282,6 +282,7 @@ class Choices:
         show: show it at once.
 
     Attributes:
+        widget: control and picture, to be shown wherever widgets are.
         control: the list of changes; set its ``value`` to one of its ``options``.
         moved: what the change does: the lists ``shared``, ``lost`` and ``gained``; empty where
             there is no result.
@@ -317,13 +318,10 @@ class Choices:
             layout={"width": "400px"},
         )
         self.control.observe(self._changed, names="value")
-        self._panel: Shown | None = None
+        self.widget = ipywidgets.VBox([self.control, self._message, self._picture])
+        self._shown = Shown(self.widget) if show and running_cell() is not None else None
         self._refresh()
-        if show and running_cell() is not None:
-            self._draw()
-            panel = ipywidgets.VBox([self.control, self._message])
-            self._panel = Shown(panel, self._table())
-            self._picture.show()
+        self._draw()
 
     def __repr__(self) -> str:
         return f"Choices({self.caption.splitlines()[0]})"
@@ -356,10 +354,6 @@ class Choices:
                 return change
         return next(iter(known))
 
-    def _table(self) -> dict[str, str]:
-        settings = {"from": self._start, "change": self.control.value}
-        return table_of("pl.choices.Choices", settings)
-
     def _changed(self, change: object) -> None:
         self._refresh()
 
@@ -381,14 +375,15 @@ class Choices:
         after_callback(self._draw)
 
     def _draw(self) -> None:
-        """Brings the outputs of the notebook in line with the control."""
+        """Brings the picture, and what the notebook keeps, in line with the control."""
         with self._lock:
             try:
                 self._picture.update()
             except Exception as error:
                 self._tell(str(error) or type(error).__name__)
-            if self._panel is not None:
-                self._panel.update(self._table())
+            if self._shown is not None:
+                settings = {"from": self._start, "change": self.control.value}
+                self._shown.keep(stand_in("pl.choices.Choices", settings, self._picture))
 
     def _tell(self, error: str) -> None:
         self.error = error

@@ -37,7 +37,7 @@ from patchlib.show.picture import (
     after_callback,
     fit_page,
     running_cell,
-    table_of,
+    stand_in,
 )
 from patchlib.show.plot.style import DescribedFigure
 
@@ -54,7 +54,7 @@ def explore(
     """Shows controls for task, corruption, metric and component above pictures that follow them.
 
     Pointing at a cell of the map reads it, a click shows where its head attends. The saved notebook
-    keeps the settings as a table and the last pictures, which are ordinary outputs of the cell.
+    keeps the settings as a table, and the last pictures.
     What is stored or was computed before is shown at once. What takes more than a few seconds says
     how long, waits for a click, and can be stopped. Gaussian noise has the seed 0.
 
@@ -83,10 +83,8 @@ def explore(
     """
     explorer = Explorer(model, tasks.ioi(model, n=_PROMPTS) if pairs is None else pairs)
     if show:
-        explorer.show_controls()
+        explorer.show()
     explorer.open()
-    if show:
-        explorer.show_pictures()
     return explorer
 
 
@@ -102,6 +100,7 @@ class Explorer:
         pairs: the prompts to start with.
 
     Attributes:
+        widget: everything, to be shown wherever widgets are.
         controls: the widgets by name; set a widget's ``value`` to change a setting.
         fx: the result in the picture, with all metrics.
         found: what `patchlib.detect` finds in it, for the chosen metric.
@@ -122,8 +121,7 @@ class Explorer:
         self._heads = Heads(product(range(model.cfg.n_layers), range(model.cfg.n_heads)))
         self._task_of_head: str | None = None
         self._effects, self._attention = Picture(), Picture()
-        self._shown_in: int | None = None
-        self._panel: Shown | None = None
+        self._shown: Shown | None = None
         # A page may send each change to a thread of its own.
         self._lock = threading.RLock()
         self._refreshing = False
@@ -138,6 +136,8 @@ class Explorer:
         self.map = HeatMap()
         self.button = ipywidgets.Button(layout={"display": "none", "width": "auto"})
         self.button.on_click(self._clicked)
+        above = (self.button, self.progress, self._message, self.map)
+        self.widget = _panel(self.controls, *above, self._effects, self._attention)
         # What is wrong with the prompts is told by the first refresh.
         with contextlib.suppress(PatchlibError):
             every = self._request(self.state | {"n": len(pairs)})
@@ -166,36 +166,26 @@ class Explorer:
         """The picture of the attention patterns."""
         return self._attention.figure
 
-    def show_controls(self) -> None:
-        """Shows the controls as an output of the current cell."""
-        self._shown_in = running_cell()
-        if self._shown_in is None:
-            return
-        panel = _panel(self.controls, self.button, self.progress, self._message, self.map)
-        self._panel = Shown(panel, self._table())
-
-    def show_pictures(self) -> None:
-        """Shows the pictures as outputs of the current cell, to be replaced in place."""
-        if self._shown_in is not None:
-            self._draw()
-            self._effects.show()
-            self._attention.show()
+    def show(self) -> None:
+        """Shows the widget in the current cell; the next drawing adds what is kept."""
+        if running_cell() is not None:
+            self._shown = Shown(self.widget)
 
     def _ipython_display_(self) -> None:
         # A cell that ends on explore() has shown everything already.
-        if self._shown_in is None or self._shown_in != running_cell():
-            self.show_controls()
-            self.show_pictures()
+        if self._shown is None or self._shown.cell != running_cell():
+            self.show()
+            self._draw()
 
-    def _table(self) -> dict[str, str]:
-        """The settings that mean something with one another; the pictures name head and prompt."""
+    def _stand_in(self) -> dict[str, str]:
+        """Of settings those that have a meaning here; the pictures name head and prompt."""
         used = {name: control for name, control in self.controls.items() if not control.disabled}
         settings = {
             control.description: control.value
             for name, control in used.items()
             if name not in ("head", "prompt")
         }
-        return table_of("pl.explore", settings)
+        return stand_in("pl.explore", settings, self._effects, self._attention)
 
     def open(self) -> None:
         """Shows the first result, which is computed in the cell that asks for it."""
@@ -204,6 +194,7 @@ class Explorer:
             # Its stop may come from another thread.
             self._computing = threading.current_thread()
             self._compute(self._request(self.state))
+        self._draw()
 
     def refresh(self) -> None:
         """Brings result and pictures in line with the controls, computing what takes no time."""
@@ -276,15 +267,17 @@ class Explorer:
         after_callback(self._draw)
 
     def _draw(self) -> None:
-        """Brings the outputs of the notebook in line with the controls."""
+        """Brings the pictures, and what the notebook keeps, in line with the controls."""
         with self._lock:
             try:
                 self._effects.update()
                 self._attention.update()
             except Exception as error:
                 self._tell(_spelt(error))
-            if self._panel is not None:
-                self._panel.update(self._table())
+            # The map to point at shows the same.
+            self._effects.layout.display = "none" if self.map.shown else None
+            if self._shown is not None:
+                self._shown.keep(self._stand_in())
 
     def _tell(self, error: str) -> None:
         self.error = error
@@ -341,9 +334,10 @@ class Explorer:
     def _draw_effects(self, state: dict[str, Any]) -> None:
         request, metric = self._request(state), state["metric"]
         corruption = request.corruption
-        fx = self._at_once(request, metric)
-        if fx is None:
+        each, key = self._at_once(request, metric), (request.key, metric)
+        if each is None or key == self._effects.key:
             return
+        fx = each.mean("prompt", keep_attrs=True)
         found = detect(fx.sel(metric=[metric]))
         caption = _caption(state, corruption)
         if set(UNITS) & set(fx.dims):
@@ -358,8 +352,8 @@ class Explorer:
         self.fx, self.found = fx, found
         self._offer_heads(state, fx, found)
         names = [name.removeprefix("kv") for heads in found.heads for name in heads]
-        self.map.draw(fx, metric, names, caption)
-        self._effects.draw((request.key, metric), caption, make)
+        self.map.draw(each, metric, names, caption)
+        self._effects.draw(key, caption, make)
 
     def _advance(self, done: int, total: int) -> None:
         if self._stop.is_set():

@@ -57,7 +57,7 @@ class _MustCompute(Exception):
 
 
 class KeptSweeps:
-    """Sweeps by their requests.
+    """Sweeps by their requests, with one value per prompt.
 
     Args:
         model: the model.
@@ -118,6 +118,7 @@ class KeptSweeps:
             self._model,
             request.pairs,
             metrics=metrics,
+            keep_prompts=True,
             batch_size=_ROWS,
             progress=progress,
             **request.settings,  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What widgets show: figures replaced in place, and what stands in for controls in a saved file."""
+"""What widgets show: figures, and what stands in for the whole in a saved file."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _ONE_IS_SEEN = """<style>
 </style>"""
 
 
-class Picture:
-    """A figure shown as an ordinary output, which stays in the saved notebook.
+class Picture(ipywidgets.HTML):
+    """A figure in a widget, made once the controls have settled.
 
     Attributes:
         key: what the figure is known by; None before the first one.
@@ -39,14 +39,13 @@ class Picture:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.key: Hashable = None
         self.caption = "nothing computed yet"
-        self._shown: Hashable = None
         self._make: Callable[[], DescribedFigure]
-        self._handle: DisplayHandle | None = None
-        # What was drawn and sent last, so that going back to it takes no time.
+        # What was made last, so that going back to it takes no time.
         self._figures: dict[Hashable, DescribedFigure] = {}
-        self._sent: dict[Hashable, dict[str, str]] = {}
+        self._pages: dict[Hashable, str] = {}
 
     @property
     def figure(self) -> DescribedFigure | None:
@@ -61,7 +60,7 @@ class Picture:
             if len(self._figures) > _PICTURES_KEPT:
                 oldest = next(iter(self._figures))
                 del self._figures[oldest]
-                self._sent.pop(oldest, None)
+                self._pages.pop(oldest, None)
         return self._figures.get(self.key)
 
     def draw(self, key: Hashable, caption: str, make: Callable[[], DescribedFigure]) -> None:
@@ -75,25 +74,12 @@ class Picture:
         self.key, self.caption, self._make = key, caption, make
 
     def update(self) -> None:
-        """Makes the figure, and replaces the last one wherever that is shown."""
+        """Makes the figure and shows it."""
         figure = self.figure
-        if figure is not None and self._handle is not None and self._shown != self.key:
-            self._send(self._handle.update)
-
-    def show(self) -> None:
-        """Shows what was made in the current cell, and wherever it was shown before."""
-        if self._handle is None:
-            self._handle = DisplayHandle()
-        self._send(self._handle.display)
-
-    def _send(self, send: Callable[..., None]) -> None:
-        data = {"text/plain": self.caption}
-        if self.key in self._figures:
-            if self.key not in self._sent:
-                self._sent[self.key] = self._figures[self.key].bundle()
-            data = self._sent[self.key] | data
-        self._shown = self.key
-        send(data, raw=True)
+        if figure is not None:
+            if self.key not in self._pages:
+                self._pages[self.key] = figure.bundle()["text/html"]
+            self.value = self._pages[self.key]
 
 
 def after_callback(action: Callable[[], None]) -> None:
@@ -115,26 +101,31 @@ class Shown:
 
     Args:
         widget: the widget.
-        stand_in: what is seen instead, as ``text/html`` and ``text/plain``.
+
+    Attributes:
+        cell: the number of the cell.
     """
 
-    def __init__(self, widget: ipywidgets.DOMWidget, stand_in: Mapping[str, str]) -> None:
+    def __init__(self, widget: ipywidgets.DOMWidget) -> None:
+        self.cell = running_cell()
+        self._kept: Mapping[str, str] | None = None
+        self._handle = DisplayHandle()
         widget.add_class("patchlib-live")
         view = {"version_major": 2, "version_minor": 0, "model_id": widget.model_id}
         display({"application/vnd.jupyter.widget-view+json": view}, raw=True)
-        self._stand_in = stand_in
-        self._handle = DisplayHandle()
-        self._send(self._handle.display)
 
-    def update(self, stand_in: Mapping[str, str]) -> None:
-        """Replaces what is seen instead where it is something else."""
-        if stand_in != self._stand_in:
-            self._stand_in = stand_in
-            self._send(self._handle.update)
+    def keep(self, stand_in: Mapping[str, str]) -> None:
+        """Puts what is seen instead below the widget, or in place of the last.
 
-    def _send(self, send: Callable[..., None]) -> None:
-        page = f'{_ONE_IS_SEEN}<div class="patchlib-stand-in">{self._stand_in["text/html"]}</div>'
-        send({**self._stand_in, "text/html": page}, raw=True)
+        Args:
+            stand_in: its ``text/html`` and ``text/plain``.
+        """
+        if stand_in == self._kept:
+            return
+        page = f'{_ONE_IS_SEEN}<div class="patchlib-stand-in">{stand_in["text/html"]}</div>'
+        send = self._handle.display if self._kept is None else self._handle.update
+        send({**stand_in, "text/html": page}, raw=True)
+        self._kept = stand_in
 
 
 def running_cell() -> int | None:
@@ -142,12 +133,13 @@ def running_cell() -> int | None:
     return InteractiveShell.instance().execution_count if InteractiveShell.initialized() else None
 
 
-def table_of(name: str, settings: Mapping[str, object]) -> dict[str, str]:
-    """What a saved notebook shows of a widget's controls: its settings, as a table.
+def stand_in(name: str, settings: Mapping[str, object], *pictures: Picture) -> dict[str, str]:
+    """What a saved notebook shows of a widget: its settings as a table, and its pictures.
 
     Args:
         name: the function that showed the widget.
         settings: its settings by name.
+        pictures: its pictures.
     """
     rows = "".join(
         f"<tr><th>{html.escape(key)}</th><td>{html.escape(str(value))}</td></tr>"
@@ -155,7 +147,11 @@ def table_of(name: str, settings: Mapping[str, object]) -> dict[str, str]:
     )
     caption = f"<caption>Settings of {name}; run the cell for its controls</caption>"
     plain = ", ".join(f"{key} {value}" for key, value in settings.items())
-    return {"text/html": f"<table>{caption}{rows}</table>", "text/plain": f"{name}: {plain}"}
+    seen = [picture.value or html.escape(picture.caption) for picture in pictures]
+    return {
+        "text/html": f"<table>{caption}{rows}</table>{''.join(f'<p>{each}</p>' for each in seen)}",
+        "text/plain": "\n".join([f"{name}: {plain}", *(each.caption for each in pictures)]),
+    }
 
 
 def fit_page(figure: DescribedFigure, marked: Set[int] = frozenset()) -> None:
