@@ -23,8 +23,8 @@ FETCH := $(BIN)/python -m patchlib.models.smollm2
 START := notebooks/00_start_here.ipynb
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test test-slow run test-browser sweeps verify score bench bench-scale notebooks student \
-  solutions site lint clean
+.PHONY: help lab dashboard test test-slow run test-browser sweeps verify score bench bench-scale \
+  notebooks student solutions site lint clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -37,6 +37,10 @@ lab: $(INSTALLED)  ## Install what is missing and open the notebooks in JupyterL
 	$(BIN)/jupyter lab --ip=127.0.0.1 --ServerApp.root_dir="$(CURDIR)" \
 	  --LabApp.default_url=/lab/tree/$(START) \
 	  $$(test "$$(id -u)" -ne 0 || echo --allow-root) $(LAB_ARGS)
+
+dashboard: $(INSTALLED)  ## Open the widget as a page of its own
+	$(BIN)/voila notebooks/dashboard/explore.py \
+	  --VoilaConfiguration.extension_language_mapping='{".py": "python"}'
 
 # A claim whose mark is not the recorded one fails, here and on mini.
 test: lint  ## Lint, then run the tests, the doctests and the notebooks on SmolLM2

@@ -1,11 +1,13 @@
 """A real JupyterLab in a real browser, with no network: the notebooks as a reader meets them."""
 
+import re
+import shlex
 import shutil
 from pathlib import Path
 
 import nbformat
 import pytest
-from browser import chromium, end_kernels, jupyterlab, notebook_url, run_all_cells, save
+from browser import chromium, end_kernels, jupyterlab, notebook_url, run_all_cells, save, voila
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -13,6 +15,8 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from patchlib import notebooks
 from patchlib.notebooks import NOTEBOOKS
+
+MAKEFILE = (NOTEBOOKS.parent / "Makefile").read_text(encoding="utf-8")
 
 pytestmark = pytest.mark.browser
 
@@ -26,19 +30,25 @@ def lab(tmp_path):
         yield url, driver
 
 
-# The pictures of the cell with a dropdown of this label, all read at one moment: JupyterLab
-# replaces an output's element when the kernel updates it, and one that was found before is gone.
+# The pictures of the widget with a dropdown of this label, all read at one moment: a page replaces
+# a picture's element when the kernel changes it, and one that was found before is gone.
 _PICTURES = """
-const label = [...document.querySelectorAll(".jp-CodeCell .widget-dropdown .widget-label")]
+const label = [...document.querySelectorAll(".widget-dropdown .widget-label")]
   .find((label) => label.textContent === arguments[0]);
-const pictures = label?.closest(".jp-CodeCell").querySelectorAll("img") ?? [];
+const pictures = label?.closest(".widget-vbox").querySelectorAll("img") ?? [];
 return [...pictures].map((picture) => picture.src);
+"""
+
+# Which pictures of the widgets are seen.
+_VISIBLE = """
+const pictures = [...document.querySelectorAll(".widget-vbox img")];
+return pictures.map((picture) => picture.getClientRects().length > 0);
 """
 
 
 def _choice(driver, label):
     def find(browser):
-        for control in browser.find_elements(By.CSS_SELECTOR, ".jp-CodeCell .widget-dropdown"):
+        for control in browser.find_elements(By.CSS_SELECTOR, ".widget-dropdown"):
             if control.find_element(By.CSS_SELECTOR, ".widget-label").text == label:
                 return Select(control.find_element(By.TAG_NAME, "select"))
         return None
@@ -53,7 +63,7 @@ def _pictures(driver, label, number, condition):
         pictures = browser.execute_script(_PICTURES, label)
         return len(pictures) == number and condition(pictures) and pictures
 
-    return WebDriverWait(driver, 60).until(shown)
+    return WebDriverWait(driver, 600).until(shown)
 
 
 def test_start_notebook_runs_and_its_widget_changes_the_picture(lab):
@@ -142,7 +152,31 @@ def test_a_saved_notebook_shows_settings_and_pictures_before_it_runs(executed):
             image.is_displayed()
             for image in driver.find_elements(By.CSS_SELECTOR, ".jp-OutputArea img")
         )
-        _use_the_map(driver, notebook_url(url, executed.name))
+        run_all_cells(driver, notebook_url(url, executed.name))
+        _use_the_map(driver)
+        before = _pictures(driver, "metric", 2, all)
+        _choice(driver, "at").select_by_visible_text("S1+IO")
+        compute = By.XPATH, "//button[contains(., 'compute: ')]"
+        WebDriverWait(driver, 90).until(lambda d: d.find_element(*compute)).click()
+        _pictures(driver, "metric", 2, lambda now: now[0] != before[0])
+
+
+def test_the_dashboard_of_voila_follows_its_controls():
+    recipe = re.search(r"^dashboard:.*\n\t\$\(BIN\)/voila (.*\\\n.*)$", MAKEFILE, re.MULTILINE)
+    arguments = shlex.split(recipe[1].replace("\\\n", ""))
+    # Voila's page has come once the notebook has run, which may take longer than `get` waits.
+    with voila(arguments) as url, chromium(wait=False) as driver:
+        driver.get(url)
+        before = _pictures(driver, "metric", 2, all)
+        _choice(driver, "metric").select_by_visible_text("prob")
+        _pictures(driver, "metric", 2, lambda now: now[0] != before[0] and now[1] == before[1])
+        _choice(driver, "metric").select_by_visible_text("logit_diff")
+        _pictures(driver, "metric", 2, lambda now: now == before)
+        _use_the_map(driver)
+        # A curve is a picture alone.
+        _choice(driver, "component").select_by_visible_text("mlp")
+        WebDriverWait(driver, 180).until(lambda d: d.execute_script(_VISIBLE) == [True, True])
+        assert not driver.find_element(By.CSS_SELECTOR, ".patchlib-map").is_displayed()
 
 
 _SEEN = """
@@ -199,30 +233,27 @@ def _seen(driver, condition):
     return WebDriverWait(driver, 90).until(seen)
 
 
-def _use_the_map(driver, url):
-    """Point, click, type; compute on a click and stop."""
-    run_all_cells(driver, url)
+def _use_the_map(driver):
+    """Point, click and type."""
     wait = WebDriverWait(driver, 90)
     cell = wait.until(
         lambda d: d.find_element(By.CSS_SELECTOR, '.patchlib-map rect[data-cell="4,6"]')
     )
-    # The picture of the map stays in the file, and is not seen twice.
-    images = driver.find_elements(By.CSS_SELECTOR, ".jp-OutputArea img")
-    assert [image.is_displayed() for image in images][:2] == [False, True]
-    status = driver.find_element(By.CSS_SELECTOR, ".patchlib-map [role=status]")
+    # The map is not seen twice.
+    assert driver.execute_script(_VISIBLE) == [False, True]
+    reading = driver.find_element(By.CSS_SELECTOR, ".patchlib-map .patchlib-read")
     before = _pictures(driver, "metric", 2, all)
     ActionChains(driver).move_to_element(cell).perform()
-    assert status.text.startswith("layer 4, head 6: 0.")
-    driver.execute_script("document.querySelector('.patchlib-map svg').focus()")
+    assert re.match(r"layer 4, head 6: 0\.\d+, 95 % interval 0\.\d+ to 0\.\d+ ·", reading.text)
+    assert reading.text.startswith(cell.get_attribute("aria-label"))
+    driver.execute_script("arguments[0].focus()", cell)
     ActionChains(driver).send_keys(Keys.ARROW_UP, Keys.ARROW_LEFT).perform()
-    assert status.text.startswith("layer 3, head 5: ")
+    assert reading.text.startswith("layer 3, head 5: ")
+    focus = driver.switch_to.active_element
+    assert focus.aria_role == "gridcell" and focus.accessible_name in reading.text
     ActionChains(driver).send_keys(Keys.ENTER).perform()
     head = _choice(driver, "head")
     wait.until(lambda d: head.first_selected_option.text.startswith("3.5"))
     _pictures(driver, "metric", 2, lambda now: now[1] != before[1] and now[0] == before[0])
     ActionChains(driver).move_to_element(cell).click().perform()
     wait.until(lambda d: head.first_selected_option.text.startswith("4.6"))
-    _choice(driver, "at").select_by_visible_text("S1+IO")
-    button = wait.until(lambda d: d.find_element(By.XPATH, "//button[contains(., 'compute: ')]"))
-    button.click()
-    _pictures(driver, "metric", 2, lambda now: now[0] != before[0])
