@@ -201,6 +201,7 @@ def chromium(wait: bool = True) -> Iterator[webdriver.Chrome]:
     # The console and the requests of the page, for tests that ask what it did.
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options, webdriver.ChromeService(driver_program))
+    driver.set_script_timeout(180)
     try:
         yield driver
     finally:

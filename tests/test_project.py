@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import io
+import json
 import pickletools
 import re
 import subprocess
@@ -17,7 +18,9 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 TOP_LEVEL = {
+    ".binder",
     ".ci",
+    ".devcontainer",
     ".github",
     ".gitignore",
     ".pre-commit-config.yaml",
@@ -134,6 +137,8 @@ def test_the_python_minimum_is_the_same_everywhere():
         "environment.yml": yaml.safe_load(read("environment.yml"))["dependencies"][0],
         "Makefile": re.findall(r"^PYTHON_MINIMUM := (.*)$", read("Makefile"), re.MULTILINE),
         "ci.yml": [step["with"]["python-version"] for step in steps if "with" in step],
+        "Binder": yaml.safe_load(read(".binder/environment.yml"))["dependencies"][0],
+        "devcontainer": json.loads(read(".devcontainer/devcontainer.json"))["image"].split(":")[1],
     }
     assert minimum == {
         "pyproject.toml": ">=3.11",
@@ -142,12 +147,31 @@ def test_the_python_minimum_is_the_same_everywhere():
         "environment.yml": "python=3.11",
         "Makefile": ["3.11"],
         "ci.yml": ["3.11"],
+        "Binder": "python=3.11",
+        "devcontainer": "3.11",
     }
 
 
 def test_conda_installs_the_same_as_pip():
     dependencies = yaml.safe_load(read("environment.yml"))["dependencies"]
     assert dependencies[1:] == ["pip", "make", {"pip": ["-c constraints.txt", "-e .[dev]"]}]
+
+
+def test_binder_installs_the_pins_and_a_pytorch_without_graphics_cards():
+    environment = yaml.safe_load(read(".binder/environment.yml"))
+    assert environment["channels"] == ["conda-forge"]
+    assert environment["dependencies"][1:] == [f"pytorch-cpu={dict(pins())['torch']}"]
+    assert "pip install --no-cache-dir -c constraints.txt -e .\n" in read(".binder/postBuild")
+    for script in (".binder/postBuild", ".binder/start"):
+        assert (ROOT / script).stat().st_mode & 0o111 == 0o111, script
+
+
+def test_a_devcontainer_is_built_by_make():
+    container = json.loads(read(".devcontainer/devcontainer.json"))
+    command, target = container["postCreateCommand"].split()
+    assert command == "make" and f"\nINSTALLED := {target}\n" in read("Makefile")
+    settings = container["customizations"]["vscode"]["settings"]
+    assert settings["python.defaultInterpreterPath"].endswith("/.venv/bin/python")
 
 
 def test_the_citation_names_the_version_of_the_package():
