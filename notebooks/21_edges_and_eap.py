@@ -101,7 +101,7 @@ pl.claim(
 # %%
 exact = pl.patch_edges(mini, ours, **options)
 eap = pl.attribute_edges(mini, ours, **options)
-pl.plot.scatter(exact, eap, n=6)
+pl.plot.scatter(exact, eap, n=3)
 
 
 # %%
