@@ -55,9 +55,9 @@ test: lint  ## Lint, then run the tests, the doctests and the notebooks on SmolL
 run: notebooks  ## Execute all notebooks, on SmolLM2 or the model that PATCHLIB_MODEL names
 	$(BIN)/python -m patchlib
 
-test-slow: $(INSTALLED)  ## Run what takes long: the notebooks on mini and on shapes of other models
+test-slow: $(INSTALLED)  ## Run what takes long: other families of models, exercises, the notebooks on mini
 	$(FETCH)
-	$(IN_PARALLEL) --dist worksteal tests -m slow
+	$(IN_PARALLEL) --dist worksteal tests -m "slow and not browser"
 
 test-browser: $(INSTALLED)  ## Run the tests in Chromium (needs chromium and chromedriver)
 	PATCHLIB_MODEL=mini $(BIN)/pytest tests -m browser

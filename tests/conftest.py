@@ -7,6 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import ipaddress
 import json
+import re
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +30,9 @@ from transformers import (
 
 import patchlib as pl
 from patchlib.models.loading import MINI
+
+# Models of other families than GPT-2's take most of the time, and seldom fail alone.
+_OTHER_FAMILIES = re.compile("gpt_neox|gptj|llama")
 
 # The models are tiny: one thread is as fast as several, and does not stall on a busy machine.
 torch.set_num_threads(1)
@@ -72,6 +76,13 @@ FAMILIES: dict[str, Callable[..., PreTrainedConfig]] = {
         **common,
     ),
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves the models of other families to `make test-slow`."""
+    for item in items:
+        if _OTHER_FAMILIES.search(item.name):
+            item.add_marker(pytest.mark.slow)
 
 
 def is_local(address: object) -> bool:

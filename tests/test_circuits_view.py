@@ -104,6 +104,7 @@ def shown(plot: AttentionHeads, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
         monkeypatch.setattr(InteractiveShell.instance().display_pub, "publish", publish)
         plot._ipython_display_()
     finally:
+        InteractiveShell.instance().restore_sys_module_state()
         InteractiveShell.clear_instance()
     return outputs
 

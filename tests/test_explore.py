@@ -438,6 +438,7 @@ def test_a_cell_shows_controls_and_pictures_once_and_updates_them(
         explorer._ipython_display_()
         assert len(published) == 2
     finally:
+        shell.restore_sys_module_state()
         InteractiveShell.clear_instance()
 
 

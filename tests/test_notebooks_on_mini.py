@@ -44,6 +44,8 @@ def shell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Interacti
         yield shell
     # What was shown holds on to models and figures.
     shell.reset(new_session=False)
+    # Its own __main__ has nothing that a process could be started from.
+    shell.restore_sys_module_state()
     InteractiveShell.clear_instance()
     plt.close("all")
 

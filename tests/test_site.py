@@ -16,6 +16,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 import patchlib as pl
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 
 

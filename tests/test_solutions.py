@@ -9,6 +9,7 @@ import pytest
 import patchlib as pl
 from patchlib.lessons.checks import exercises
 
+pytestmark = pytest.mark.slow
 MODULES = sorted(path.stem for path in Path(__file__).with_name("solutions").glob("[a-z]*.py"))
 
 

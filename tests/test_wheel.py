@@ -17,6 +17,7 @@ import pytest
 import patchlib as pl
 from patchlib import files
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

@@ -26,6 +26,7 @@ from patchlib.patching.patch import ENGINES
 from patchlib.prompts.pairs import PromptPairs
 
 # The server has imported what workers need, and forking it is safe: it runs no threads.
+pytestmark = pytest.mark.slow
 SERVER = get_context("forkserver")
 SERVER.set_forkserver_preload(["patchlib.patching.patch"])
 FORK = get_context("fork")
@@ -127,9 +128,7 @@ def dask() -> Iterator[tuple[Callable[[], Any], Callable[[], int]]]:
         yield make, lambda: next(iter(cluster.workers.values())).pid
 
 
-@pytest.mark.parametrize(
-    "kind", [a_pool, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (loky, dask))]
-)
+@pytest.mark.parametrize("kind", [a_pool, loky, dask])
 def test_a_killed_worker_loses_its_unfinished_pass_alone(model, tmp_path, kind):
     """Nothing that is finished is lost or measured again."""
     pairs = pl.tasks.ioi(model, n=12)
@@ -148,7 +147,6 @@ def test_a_killed_worker_loses_its_unfinished_pass_alone(model, tmp_path, kind):
     assert_equal(fx, pl.patch(model, pairs, progress=False, **OPTIONS))
 
 
-@pytest.mark.slow
 def test_fifty_kills(model, tmp_path):
     """Each a drawn time after a drawn number of new passes, in the middle of a write too: nothing
     is lost, and the result is that of an undisturbed sweep.
@@ -330,7 +328,6 @@ def test_settings(model, pairs, tmp_path, settings, words):
         pl.patch(model, pairs, **options)
 
 
-@pytest.mark.slow
 def test_the_recipes_of_the_page(mini, tmp_path, monkeypatch):
     """As they stand there; without Slurm, submitit starts a process for each job."""
     monkeypatch.chdir(tmp_path)
