@@ -10,13 +10,16 @@ import json
 import re
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import huggingface_hub
 import hypothesis
 import pytest
 import torch
+from IPython.core.interactiveshell import InteractiveShell
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from traitlets.config import Config
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import (
     AutoModelForCausalLM,
@@ -83,6 +86,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _OTHER_FAMILIES.search(item.name):
             item.add_marker(pytest.mark.slow)
+
+
+@contextmanager
+def ipython_shell() -> Iterator[InteractiveShell]:
+    """A shell as a notebook's; afterwards there is none, as if there had been none."""
+    # Without a history, which is a file in the user's home.
+    shell = InteractiveShell.instance(config=Config(HistoryManager={"enabled": False}))
+    try:
+        yield shell
+    finally:
+        # Its own __main__ has nothing that a process could be started from.
+        shell.restore_sys_module_state()
+        InteractiveShell.clear_instance()
 
 
 def is_local(address: object) -> bool:

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from IPython.core.interactiveshell import InteractiveShell
+from conftest import ipython_shell
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -100,12 +100,9 @@ def shown(plot: AttentionHeads, monkeypatch: pytest.MonkeyPatch) -> list[dict]:
     """The outputs of a cell that ends on the plot."""
     outputs: list[dict] = []
     publish = lambda data, metadata=None, **more: outputs.append(data)  # noqa: E731
-    try:
-        monkeypatch.setattr(InteractiveShell.instance().display_pub, "publish", publish)
+    with ipython_shell() as shell:
+        monkeypatch.setattr(shell.display_pub, "publish", publish)
         plot._ipython_display_()
-    finally:
-        InteractiveShell.instance().restore_sys_module_state()
-        InteractiveShell.clear_instance()
     return outputs
 
 

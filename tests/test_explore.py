@@ -11,7 +11,7 @@ import matplotlib.colors
 import numpy as np
 import pandas as pd
 import pytest
-from IPython.core.interactiveshell import InteractiveShell
+from conftest import ipython_shell
 from transformer_lens.model_bridge import TransformerBridge
 
 import patchlib as pl
@@ -406,13 +406,12 @@ def test_changes_from_another_thread_wait_and_are_not_lost(
 def test_a_cell_shows_controls_and_pictures_once_and_updates_them(
     tiny_gpt2: TransformerBridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shell = InteractiveShell.instance()
     published: list[tuple[dict, dict]] = []
 
     def publish(data: dict, metadata: object = None, **more: object) -> None:
         published.append((data, more))
 
-    try:
+    with ipython_shell() as shell:
         monkeypatch.setattr(shell.display_pub, "publish", publish)
         explorer = explore(tiny_gpt2, pl.tasks.ioi(tiny_gpt2, n=2))
         explorer._ipython_display_()
@@ -437,9 +436,6 @@ def test_a_cell_shows_controls_and_pictures_once_and_updates_them(
         published.clear()
         explorer._ipython_display_()
         assert len(published) == 2
-    finally:
-        shell.restore_sys_module_state()
-        InteractiveShell.clear_instance()
 
 
 def pictures(explorer: Explorer) -> list[str]:

@@ -15,10 +15,10 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from conftest import ipython_shell
 from handouts import answered, student
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
-from traitlets.config import Config
 
 from patchlib.errors import PatchlibError
 from patchlib.lessons import claims, progress
@@ -36,17 +36,12 @@ def shell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Interacti
     monkeypatch.setattr(progress, "TRIES", tmp_path / "progress.csv")
     monkeypatch.chdir(NOTEBOOKS)
     plt.switch_backend("agg")
-    # Without a history, which is a file in the user's home.
-    shell = InteractiveShell.instance(config=Config(HistoryManager={"enabled": False}))
     # Loading a model draws numbers, and a notebook may switch gradients off.
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    with ipython_shell() as shell, torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(0)
         yield shell
-    # What was shown holds on to models and figures.
-    shell.reset(new_session=False)
-    # Its own __main__ has nothing that a process could be started from.
-    shell.restore_sys_module_state()
-    InteractiveShell.clear_instance()
+        # What was shown holds on to models and figures.
+        shell.reset(new_session=False)
     plt.close("all")
 
 
