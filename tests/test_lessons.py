@@ -200,3 +200,12 @@ def test_heads_in_every_form_and_order():
 def test_rounding_is_no_mistake():
     assert answers.close(0.33, 0.334) and answers.close(-2.01, -2.0) and answers.close(101, 100)
     assert not answers.close(0.33, 0.35) and not answers.close(102, 100)
+    # As its library stores it.
+    assert answers.close(float(np.float32(44.57)), 44.5652)
+
+
+def test_what_is_not_rounded_has_to_be_nearer():
+    assert answers.close(0.0877, 0.08765) and not answers.close(0.0863, 0.0877)
+    assert answers.close(1.338, 1.3375) and not answers.close(1.3286, 1.3375)
+    # Zero says that there is nothing.
+    assert answers.close(0, -5e-9) and not answers.close(0.0, 0.004)

@@ -127,9 +127,23 @@ def call(function: object, *arguments: Any, of: str) -> Any:
     raise Hint(f"your function raised {reason}, in line {line.lineno}: {source}")
 
 
-def close(one: float, other: float, within: float = 0.01) -> bool:
-    """Whether two numbers are equal but for rounding: within 0.01, or 1 % of large ones."""
-    return abs(one - other) <= within * max(1.0, abs(other))
+def close(given: float, right: float, within: float = 0.01) -> bool:
+    """Whether a number that was given is the right one but for rounding.
+
+    Args:
+        given: what was given.
+        right: what is right.
+        within: how far off a number with two decimals may be, in units or in shares of a right
+            number above 1. Zero, and one with more decimals, may be off by 0.001 at most, since
+            a wrong formula often gives nearly the same.
+
+    Example:
+        >>> close(0.09, 0.0877), close(0.088, 0.0877), close(0.0863, 0.0877), close(0, 0.003)
+        (True, True, False, False)
+    """
+    if given == 0 or abs(given - round(given, 2)) > 1e-6 * max(1.0, abs(given)):
+        within = min(within, 0.001)
+    return abs(given - right) <= within * max(1.0, abs(right))
 
 
 def mistake(is_given: Callable[[Any], bool], mistakes: Mapping[str, Any], otherwise: str) -> str:

@@ -69,9 +69,7 @@ def next_to_go(answer: object, found: Pruning) -> str | None:
     if edge not in stayed:
         return "that edge was cut: take one that stayed"
     if edge == stayed.idxmin():
-        return (
-            None if close(change, stayed.min(), 0.002) else "the edge is right, its change is not"
-        )
+        return None if close(change, stayed.min()) else "the edge is right, its change is not"
     return mistake(
         lambda wrong: edge == wrong,
         {"that is the one that KL grows most without": stayed.idxmax()},

@@ -53,7 +53,7 @@ def smallest_share(answer: object, exact: xr.Dataset, estimate: xr.Dataset) -> s
     if named != right:
         return "attribution finds a smaller share of another head: divide for each of the ten"
     share = of_ten[right]
-    if close(given, share, 0.005):
+    if close(given, share):
         return None
     mistakes = {
         "the head is right; divide attribution by patching, not patching by attribution": 1 / share,
@@ -63,7 +63,7 @@ def smallest_share(answer: object, exact: xr.Dataset, estimate: xr.Dataset) -> s
         ),
     }
     otherwise = "the head is right and the share another number: estimate over exact, of one head"
-    return mistake(lambda value: close(given, value, 0.005), mistakes, otherwise)
+    return mistake(lambda value: close(given, value), mistakes, otherwise)
 
 
 @exercise("20.2")
@@ -124,7 +124,7 @@ def other_end(
         return [float(fx.effect.sum()) for fx in both]
 
     def are_given(expected: list[float]) -> bool:
-        return all(close(*each, 0.005) for each in zip(given, expected, strict=True))
+        return all(close(*each) for each in zip(given, expected, strict=True))
 
     right = effects("noise")
     if are_given(right):

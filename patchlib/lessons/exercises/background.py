@@ -102,7 +102,7 @@ def both_names_raised(answer: object, model: TransformerBridge, pairs: PromptPai
         return float(logits.softmax(-1)[rows, pairs.answers].mean())
 
     change = probability(after) - probability(before)
-    if close(prob, change, 0.002):
+    if close(prob, change):
         return None
     mistakes = {
         "prob: give the change, after minus before": probability(after),
@@ -116,4 +116,4 @@ def both_names_raised(answer: object, model: TransformerBridge, pairs: PromptPai
     otherwise = (
         "prob: another number; take softmax of the changed logits of each prompt, then means"
     )
-    return mistake(lambda value: close(prob, value, 0.002), mistakes, otherwise)
+    return mistake(lambda value: close(prob, value), mistakes, otherwise)

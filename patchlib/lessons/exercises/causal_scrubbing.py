@@ -48,7 +48,7 @@ def score_by_hand(answer: object, fx: xr.Dataset) -> str | None:
     each = fx.squeeze("metric").mean("draw")
     mean = each.mean("prompt")
     top, bottom = mean.scrubbed - mean.random, mean.model - mean.random
-    if close(given, float(top / bottom), 0.005):
+    if close(given, float(top / bottom)):
         return None
     mistakes = {
         "that is a share of the model's logit difference: the way begins at random": (
@@ -60,7 +60,7 @@ def score_by_hand(answer: object, fx: xr.Dataset) -> str | None:
         "that is the logit difference itself": mean.scrubbed,
     }
     return mistake(
-        lambda value: close(given, float(value), 0.005),
+        lambda value: close(given, float(value)),
         mistakes,
         "how far is the scrubbed mean from the random one, and how far is the model's",
     )

@@ -113,11 +113,11 @@ def size_or_sign(
     circuits |= {f"without {name}": every - circuits[name] for name in names}
     fx = edge_faithfulness(model, pairs, circuits, corruption=STR("S2"), progress=False)
     right = dict(zip(circuits, fx.faithfulness.values[0], strict=True))
-    if all(close(one, right[name], 0.01) for one, name in zip(given, names, strict=True)):
+    if all(close(one, right[name]) for one, name in zip(given, names, strict=True)):
         return None
 
     def is_given(pair: tuple[str, str]) -> bool:
-        return all(close(one, right[name], 0.01) for one, name in zip(given, pair, strict=True))
+        return all(close(one, right[name]) for one, name in zip(given, pair, strict=True))
 
     mistakes = {
         "you have them the wrong way round": ("sign", "size"),

@@ -132,7 +132,7 @@ def sum_of_neurons(
         return _effect(model, pairs, parts, positions=positions)
 
     ten = order[:10]
-    if not close(alone, effect[ten].sum(), 0.005):
+    if not close(alone, effect[ten].sum()):
         mistakes = {
             "sum: strong are those with large absolute effects, below zero as well": (
                 np.sort(effect)[-10:].sum()
@@ -141,11 +141,11 @@ def sum_of_neurons(
             "sum: you took all neurons": effect.sum(),
         }
         otherwise = "sum: it is of the ten largest, in absolute value, at the last token"
-        return mistake(lambda value: close(alone, value, 0.005), mistakes, otherwise)
-    if close(together, joint(ten), 0.005):
+        return mistake(lambda value: close(alone, value), mistakes, otherwise)
+    if close(together, joint(ten)):
         return None
-    if close(together, alone, 0.005):
+    if close(together, alone):
         return "together: that is the sum again; restore the ten in one run"
-    if close(together, joint(ten, "all"), 0.005):
+    if close(together, joint(ten, "all")):
         return "together: restore them at the last token only, as alone"
     return "together: give pl.patch_together the ten as 'neuron', layer, point and number"

@@ -60,7 +60,7 @@ def mirror(answer: object, attention: pd.DataFrame) -> str | None:
     rows = [attention.loc[run, columns].to_numpy(float) for run in runs]
 
     def is_given(distances: list[float]) -> bool:
-        return all(close(one, other, 0.006) for one, other in zip(given, distances, strict=True))
+        return all(close(one, other) for one, other in zip(given, distances, strict=True))
 
     if is_given([abs(row - image).sum() / 2 for row in rows]):
         return None

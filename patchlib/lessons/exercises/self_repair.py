@@ -57,7 +57,7 @@ def largest_share(answer: object, zero: xr.Dataset, together: str) -> str | None
     if named != right:
         return "another head makes up more: take the mean over prompts of heads, and its largest"
     one = zero.sel(removed=together).squeeze("metric").mean("prompt")
-    if close(share, nats / float(one.direct), 0.005):
+    if close(share, nats / float(one.direct)):
         return None
     mistakes = {
         "that is what the head makes up in nats: divide it by the direct effect": nats,
@@ -69,7 +69,7 @@ def largest_share(answer: object, zero: xr.Dataset, together: str) -> str | None
         ),
     }
     otherwise = "the head is right and the share another number: a mean divided by a mean"
-    return mistake(lambda value: close(share, value, 0.005), mistakes, otherwise)
+    return mistake(lambda value: close(share, value), mistakes, otherwise)
 
 
 @exercise("15.2")
