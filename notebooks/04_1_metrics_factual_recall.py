@@ -257,8 +257,9 @@ answer = ...  # a number
 pl.check("4.1.2", answer, maps=maps)
 
 # %% [markdown]
-# **3 Predict, then test.** At the cell of section 4, which share of the prompts gained at least one nat of logit difference
-# and less than a hundredth of probability? Guess from the table, then count in `at`.
+# **3 Predict, then test.** At the cell of section 4, which share of the prompts that have this token gained at least one nat
+# of logit difference and less than a hundredth of probability? Guess from the table, then count in `at`, which holds NaN
+# for the others.
 
 # %%
 answer = ...  # a number from 0 to 1

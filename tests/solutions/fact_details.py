@@ -12,7 +12,7 @@ def given(model):
         corruptions,
         "mlp",
         positions="last_subject",
-        window=[1, 3, 5],
+        window=[1, 3, 5, 7],
         metrics=["prob", "logit_diff"],
         progress=False,
     )
@@ -20,13 +20,8 @@ def given(model):
 
 
 def combinations(nb, is_meant):
-    peak = nb.peaks.peak
-    return [
-        (metric, window)
-        for metric in ("prob", "logit_diff")
-        for window in (1, 3, 5)
-        if is_meant(peak["GN", metric, window] / peak["STR", metric, window])
-    ]
+    factor = (nb.peaks.peak["GN"] / nb.peaks.peak["STR"]).dropna()
+    return [combination for combination, value in factor.items() if is_meant(value)]
 
 
 def buckets(middle=0, end=0):

@@ -11,7 +11,8 @@ def given(model):
     pairs = pl.tasks.factual_recall(model, n=30)
     corruptions = {"STR": pl.STR("subject"), "GN": pl.GN("subject")}
     maps = pl.sweep(model, pairs, corruptions, "mlp", positions=AT, window=3, progress=False)
-    at = maps["STR"].sel(layer=3, position="last_subject").squeeze()
+    # Some prompts have no such token.
+    at = maps["STR"].sel(layer=3, position="middle_subject").squeeze()
     return SimpleNamespace(maps=maps, at=at)
 
 
@@ -33,12 +34,15 @@ def ratio(nb, everybody=False):
     return (last if everybody else last[there]).mean() / middle[there].mean()
 
 
-def gains(nb):
-    return [(nb.at.patched - nb.at.corrupted).sel(metric=m).values for m in ("logit_diff", "prob")]
+def gains(nb, everybody=False):
+    gained = nb.at.patched - nb.at.corrupted
+    gained = gained if everybody else gained.dropna("prompt")
+    return [gained.sel(metric=metric) for metric in ("logit_diff", "prob")]
 
 
-def count(nb, counts=lambda nats, prob: (nats >= 1) & (prob < 0.01)):
-    return counts(*gains(nb)).mean()
+def count(nb, everybody=False):
+    nats, prob = gains(nb, everybody)
+    return float(((nats >= 1) & (prob < 0.01)).mean())
 
 
 SOLUTIONS = {
@@ -59,8 +63,8 @@ SOLUTIONS = {
     "4.1.3": (
         count,
         {
+            "a prompt without this token": lambda nb: count(nb, everybody=True),
             "of all others": lambda nb: 1 - count(nb),
-            "every gain of logits": lambda nb: count(nb, lambda nats, prob: nats >= 1),
         },
     ),
 }

@@ -4,7 +4,8 @@ import torch
 
 import patchlib as pl
 
-W = 3
+# A window of five of eight layers: the highest one of all holds layer 0.
+W = 5
 
 
 def given(model):
@@ -17,12 +18,10 @@ def given(model):
 
 
 def shares(nb, share):
-    found = {}
+    found, layers = {}, pl.peaks(nb.sweep).layer.droplevel("window")
     for run, fx in nb.sweep.mean.items():
         fx = fx.sel(metric="prob")
-        # One layer of eight is a twelfth at least, and a window of three reaches one back.
-        layer = 2 + int(fx.effect.values[2:].argmax())
-        runs = (fx.clean, fx.corrupted, fx.patched.sel(layer=layer))
+        runs = (fx.clean, fx.corrupted, fx.patched.sel(layer=layers[run, "prob"]))
         found[run] = share(*map(float, runs))
     return found
 
@@ -56,16 +55,16 @@ def share(clean, dirty, patched):
 
 
 def peak(nb, position, metric="logit_diff"):
-    fx = pl.patch(
+    sweep = pl.sweep(
         nb.model,
         nb.pairs,
+        {"STR": pl.STR("subject")},
         "mlp",
-        corruption=pl.STR("subject"),
         positions=position,
-        window=W,
+        window=[nb.w],
         progress=False,
     )
-    return float(fx.effect.sel(metric=metric)[2:].max())
+    return pl.peaks(sweep).peak["STR", metric, nb.w]
 
 
 def ratio(nb, metric="logit_diff"):

@@ -12,9 +12,9 @@ effect *under GN*, by each metric? Use `maps.mean["GN"].effect`.
     answer = ...  # a number
     pl.check("4.1.2", answer, maps=maps)
 
-**3 Predict, then test.** At the cell of section 4, which share of the prompts gained at least one
-nat of logit difference and less than a hundredth of probability? Guess from the table, then count
-in `at`.
+**3 Predict, then test.** At the cell of section 4, which share of the prompts that have this token
+gained at least one nat of logit difference and less than a hundredth of probability? Guess from the
+table, then count in `at`, which holds NaN for the others.
 
     answer = ...  # a number from 0 to 1
     pl.check("4.1.3", answer, at=at)
@@ -105,19 +105,21 @@ def logits_without_probability(answer: object, at: xr.Dataset) -> str | None:
     given = number(answer, "the share")
     if not 0 <= given <= 1:
         return "a share lies between 0 and 1"
-    gain = (at.patched - at.corrupted).dropna("prompt")
+    every = at.patched - at.corrupted
+    gain = every.dropna("prompt")
     nats, prob = gain.sel(metric="logit_diff"), gain.sel(metric="prob")
 
     def share(chosen: xr.DataArray) -> float:
         return float(chosen.mean())
 
     right = share((nats >= 1) & (prob < 0.01))
-    # A single prompt is more than rounding.
-    within = 0.4 / gain.sizes["prompt"]
-    if close(given, right, within):
+    if close(given, right):
         return None
     normalised = at.effect.dropna("prompt").sel(metric="logit_diff")
     mistakes = {
+        "a prompt without this token has NaN, which is no gain of 0: leave such prompts out": (
+            right * gain.sizes["prompt"] / every.sizes["prompt"]
+        ),
         "that is the share of all others": 1 - right,
         "you counted every small gain of probability: those with a gain of logits alone count": (
             share(prob < 0.01)
@@ -133,4 +135,4 @@ def logits_without_probability(answer: object, at: xr.Dataset) -> str | None:
         ),
     }
     otherwise = "another number: one truth a prompt, both conditions at once, and their mean"
-    return mistake(lambda value: close(given, value, within), mistakes, otherwise)
+    return mistake(lambda value: close(given, value), mistakes, otherwise)
