@@ -58,10 +58,10 @@ SOLUTIONS = {
         },
     ),
     "23.3": (
-        lambda nb: lambda prompt: (name(prompt) + 1) % 2,
+        lambda nb: lambda prompt: name(prompt) % 4,
         {
             "it decides the order in `data`, too": lambda nb: order,
-            "hardly any two prompts share": lambda nb: lambda prompt: prompt.text,
+            "as `odd` does": lambda nb: lambda prompt: (name(prompt) + 1) % 2,
         },
     ),
 }

@@ -37,6 +37,10 @@ def _s_first(prompt: TokenizedPrompt) -> bool:
     return prompt.positions["S1"] < prompt.positions["IO"]
 
 
+def _odd(prompt: TokenizedPrompt) -> bool:
+    return prompt.clean[prompt.positions["S2"][0]] % 2 == 1
+
+
 def _io(prompt: TokenizedPrompt) -> int:
     return prompt.clean[prompt.positions["IO"][0]]
 
@@ -98,7 +102,7 @@ def choices(answer: object, pairs: PromptPairs) -> str | None:
 
 @exercise("23.3")
 def passes_in_half(answer: object, pairs: PromptPairs, half: PromptPairs) -> str | None:
-    """It has to decide the order in half of the prompts, and not in all of them."""
+    """It has to decide the order in half of the prompts, not in all of them, and not be `odd`."""
 
     def mixed(some: PromptPairs) -> float:
         """The share of prompts that share a value with one of the other order."""
@@ -120,4 +124,8 @@ def passes_in_half(answer: object, pairs: PromptPairs, half: PromptPairs) -> str
         return "hardly any two prompts share its values: nothing would be resampled"
     if mixed(pairs) < 0.2:
         return "it decides the order in `data`, too: what passes there is no false claim"
+    found = values(pairs)
+    split = {(value, _odd(prompt)) for value, prompt in zip(found, pairs.prompts, strict=True)}
+    if len(split) == len(set(found)) == 2:
+        return "it splits the prompts as `odd` does: find one that splits them otherwise"
     return None
