@@ -240,7 +240,7 @@ pl.claims()
 # (in absolute value)? On `one`, as in the section.
 
 # %%
-answer = {"5.1": ...}  # a letter for each of the five heads
+answer = {"20.0": ...}  # a letter for each of the five heads
 pl.check("12.1", answer, model=model, pairs=one, heads=strongest)
 
 # %% [markdown]

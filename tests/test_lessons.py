@@ -189,7 +189,7 @@ def test_what_is_no_number(given):
 def test_heads_in_every_form_and_order():
     assert answers.heads(["4.6", (0, 4)], "x") == answers.heads("0.4, 4.6", "x") == {(0, 4), (4, 6)}
     assert answers.heads([], "x") == set()
-    for wrong in (3, ["4-6"], [4.6], None):
+    for wrong in (3, ["4-6"], [4.6], None, torch.tensor(0.0)):
         with pytest.raises(Hint, match="x has to be a list of heads"):
             answers.heads(wrong, "x")
     assert answers.head("4.6", "x") == (4, 6)

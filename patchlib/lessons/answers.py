@@ -59,7 +59,8 @@ def heads(given: object, what: str) -> set[Head]:
     """
     try:
         return set(Heads(given))  # type: ignore[arg-type]
-    except PatchlibError:
+    # A tensor of a single number raises a TypeError.
+    except (PatchlibError, TypeError):
         raise Hint(f"{what} has to be a list of heads, such as ['0.1', '2.3'] or []") from None
 
 
@@ -96,6 +97,21 @@ def pair(given: object, form: str) -> tuple[Any, Any]:
     if not isinstance(given, tuple | list) or len(given) != 2:
         raise Hint(f"the answer has to be a pair: {form}")
     return given[0], given[1]
+
+
+def three(given: Any, names: str) -> list[float]:
+    """The three numbers that a student's function returned.
+
+    Raises:
+        Hint: for anything else.
+    """
+    try:
+        values = [number(each, "each of the three numbers") for each in given]
+    except TypeError:
+        values = []
+    if len(values) != 3:
+        raise Hint(f"your function has to return three numbers: {names}")
+    return values
 
 
 def call(function: object, *arguments: Any, of: str) -> Any:

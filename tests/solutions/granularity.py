@@ -9,7 +9,9 @@ def given(model):
     pairs = pl.tasks.ioi(model, n=4)[3:4]
     options = {"corruption": pl.STR("S2"), "metrics": "logit_diff", "progress": False}
     neurons = pl.patch(model, pairs, "neuron", layers=[4], positions="last", **options)
-    return SimpleNamespace(model=model, pairs=pairs, heads=["5.0", "4.6", "3.7"], neurons=neurons)
+    return SimpleNamespace(
+        model=model, pairs=pairs, heads=pl.Heads("5.0, 4.6, 3.7"), neurons=neurons
+    )
 
 
 def restore(nb, parts, **more):

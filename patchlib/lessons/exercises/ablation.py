@@ -33,7 +33,7 @@ import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
 from patchlib.heads import Head
-from patchlib.lessons.answers import Hint, call, close, entries, mistake, number, pair
+from patchlib.lessons.answers import call, close, entries, mistake, number, pair, three
 from patchlib.lessons.answers import head as one_head
 from patchlib.lessons.checks import exercise
 from patchlib.methods.ablation import ablate
@@ -75,7 +75,10 @@ def costs_of_a_toy(answer: object) -> str | None:
     ]
     values = [3.0, -1.0, 0.5, 2.0]
     cases = [(m, number) for m in models for number in (0, 2)]
-    given = [_three(call(answer, m, list(values), n, of="m, values and number")) for m, n in cases]
+    given = [
+        three(call(answer, m, list(values), n, of="m, values and number"), "zero, mean, resample")
+        for m, n in cases
+    ]
 
     def is_given(one: Callable[[Callable[[float], float], int], list[float]]) -> bool:
         expected = [one(m, number) for m, number in cases]
@@ -102,16 +105,6 @@ def costs_of_a_toy(answer: object) -> str | None:
     }
     otherwise = "three numbers in the order zero, mean, resample, each m of its own value minus m"
     return mistake(is_given, mistakes, otherwise)
-
-
-def _three(given: object) -> list[float]:
-    try:
-        values = [number(each, "each cost") for each in given]  # type: ignore[attr-defined]
-    except TypeError:
-        values = []
-    if len(values) != 3:
-        raise Hint("your function has to return three numbers: zero, mean, resample")
-    return values
 
 
 @exercise("11.3")

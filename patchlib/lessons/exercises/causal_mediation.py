@@ -30,7 +30,7 @@ from itertools import product
 import xarray as xr
 from transformer_lens.model_bridge import TransformerBridge
 
-from patchlib.lessons.answers import call, close, entries, mistake, number, pair
+from patchlib.lessons.answers import call, close, entries, mistake, number, pair, three
 from patchlib.lessons.checks import exercise
 from patchlib.methods.mediation import mediate
 from patchlib.patching.patch import patch_together
@@ -86,10 +86,7 @@ def by_hand(answer: object) -> str | None:
     cases = [(0.5, 2.0, 0.8, 1.5), (3.0, 1.0, 2.0, 2.5), (1.0, 1.0, 4.0, 0.25)]
     given = []
     for case in cases:
-        found = call(answer, *case, of="four outcomes")
-        if not isinstance(found, tuple | list) or len(found) != 3:
-            return "your function has to return three numbers: total, direct, indirect"
-        given.append([number(value, "each effect") for value in found])
+        given.append(three(call(answer, *case, of="four outcomes"), "total, direct, indirect"))
 
     def is_given(effects: list[list[float]]) -> bool:
         both = zip(given, effects, strict=True)

@@ -46,8 +46,8 @@ def wrong_sign(answer: object, exact: xr.Dataset, eap: xr.Dataset) -> str | None
     """The edge with the largest effect among those of the wrong sign."""
     try:
         (given,) = map(str, Edges([answer]))
-    except PatchlibError as refusal:
-        raise Hint(str(refusal)) from None
+    except (PatchlibError, TypeError):
+        raise Hint("the answer has to be one edge, such as '0.1->q4.2' or 'mlp3->logits'") from None
     patched, estimated = _effects(exact), _effects(eap)
     if given not in patched:
         return f"{given} is no edge of this model"

@@ -3,7 +3,7 @@
 **1 Read the table.** For each of the five heads of section 4: which of `q`, `k` and `v`, restored
 alone, changes most (in absolute value)? On `one`, as in the section.
 
-    answer = {"5.1": ...}  # a letter for each of the five heads
+    answer = {"20.0": ...}  # a letter for each of the five heads
     pl.check("12.1", answer, model=model, pairs=one, heads=strongest)
 
 **2 Pattern times value.** Write a function of a head's pattern (query, key) and of the values that
@@ -21,7 +21,7 @@ effect of all ten together the sum of their effects alone? Then give both.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -62,6 +62,8 @@ def which_letter(
 ) -> str | None:
     """The letter with the largest absolute effect, for each head."""
     names = [str(head) for head in Heads(heads)]
+    if isinstance(answer, Mapping):
+        answer = {str(head): letter for head, letter in answer.items()}
     given = entries(answer, names)
     if not all(letter in ("q", "k", "v") for letter in given):
         return "each answer has to be one of 'q', 'k' and 'v'"
