@@ -259,6 +259,8 @@ def test_four_bits_become_the_numbers_that_they_stand_for(tiny_file, tmp_path, m
     # Saved as any model is, not as a quantised one.
     model = pl.load_model(tmp_path / "model")
     assert describe(model)["dtype"] == "float32"
+    # Whoever may read one file may read all of them.
+    assert len({file.stat().st_mode for file in (tmp_path / "model").iterdir()}) == 1
     # A digit is one token even where the vocabulary has a longer one.
     tokens = model.tokenizer("a\n\n12", add_special_tokens=False)["input_ids"]
     assert [WORDS[token] for token in tokens] == ["a", "ĊĊ", "1", "2"]

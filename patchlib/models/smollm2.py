@@ -131,6 +131,8 @@ def _dequantise(gguf: Path, folder: Path) -> None:
     del network.config.quantization_config, network.hf_quantizer, network.quantization_method
     network.is_quantized = False
     network.save_pretrained(folder)
+    # Weights are written for their owner alone, but a class may share the cache folder.
+    shutil.copymode(folder / "config.json", folder / "model.safetensors")
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # The file names its scheme ("smollm": every digit on its own), which transformers leaves out.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
