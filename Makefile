@@ -20,6 +20,9 @@ export OMP_WAIT_POLICY := PASSIVE
 IN_PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS)
 # Does nothing where the model is in the user's cache.
 FETCH := $(BIN)/python -m patchlib.models.smollm2
+# What opens a page waits for the model here, where the wait and a failure can be told.
+FETCH_OR_MINI := test -n "$$PATCHLIB_MODEL" || $(FETCH) \
+  || { echo "Opening mini instead." >&2; export PATCHLIB_MODEL=mini; }
 START := notebooks/00_start_here.ipynb
 
 .DEFAULT_GOAL := help
@@ -32,15 +35,15 @@ help:  ## List the targets
 # The root is the repository and not notebooks/, so that JupyterLab sees jupytext.toml.
 # Jupyter refuses to start as root unless told to.
 lab: $(INSTALLED)  ## Install what is missing and open the notebooks in JupyterLab
-	@$(FETCH) || { echo "The notebooks open on mini instead." >&2; \
-	  export PATCHLIB_MODEL=$${PATCHLIB_MODEL:-mini}; }; \
+	@$(FETCH_OR_MINI); \
 	$(BIN)/jupyter lab --ip=127.0.0.1 --ServerApp.root_dir="$(CURDIR)" \
 	  --LabApp.default_url=/lab/tree/$(START) \
 	  $$(test "$$(id -u)" -ne 0 || echo --allow-root) $(LAB_ARGS)
 
 dashboard: $(INSTALLED)  ## Open the widget as a page of its own
+	@$(FETCH_OR_MINI); \
 	$(BIN)/voila notebooks/dashboard/explore.py \
-	  --VoilaConfiguration.extension_language_mapping='{".py": "python"}'
+	  --VoilaConfiguration.extension_language_mapping=.py=python
 
 # A claim whose mark is not the recorded one fails, here and on mini.
 test: lint  ## Lint, then run the tests, the doctests and the notebooks on SmolLM2

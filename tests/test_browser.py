@@ -162,7 +162,7 @@ def test_a_saved_notebook_shows_settings_and_pictures_before_it_runs(executed):
 
 
 def test_the_dashboard_of_voila_follows_its_controls():
-    recipe = re.search(r"^dashboard:.*\n\t\$\(BIN\)/voila (.*\\\n.*)$", MAKEFILE, re.MULTILINE)
+    recipe = re.search(r"^dashboard:.*\n.*\n\t\$\(BIN\)/voila (.*\\\n.*)$", MAKEFILE, re.MULTILINE)
     arguments = shlex.split(recipe[1].replace("\\\n", ""))
     # Voila's page has come once the notebook has run, which may take longer than `get` waits.
     with voila(arguments) as url, chromium(wait=False) as driver:
