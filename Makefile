@@ -83,7 +83,7 @@ bench-scale: $(INSTALLED)  ## Measure how a sweep scales over workers (some minu
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench_scale.py
 
 notebooks: $(INSTALLED)  ## Bring each .ipynb in line with its .py text, keeping the outputs
-	$(BIN)/jupytext --sync notebooks/*.py
+	$(BIN)/jupytext --quiet --sync notebooks/*.py
 
 student: notebooks  ## Write the notebooks for students, without outputs and guesses, to _build/student
 	$(BIN)/python tests/handouts.py student
