@@ -183,6 +183,16 @@ def test_a_run_lists_its_claims_once_each() -> None:
     assert pl.claims().empty
 
 
+def test_a_claim_is_shown_where_it_cannot_be_recorded(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """As in an installation that a class shares, whose folder only its owner writes to."""
+    (run / "file").touch()
+    monkeypatch.setattr(claims, "RECORDS", run / "file")
+    assert claim("31-8", True).mark == "✓"
+    assert capsys.readouterr().out.startswith("(31-8 not recorded for the claims by model: ")
+
+
 def test_records_are_merged_by_claim_and_model(run: Path, capsys: pytest.CaptureFixture) -> None:
     put(
         run / "claims_by_model.csv",

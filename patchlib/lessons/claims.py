@@ -386,7 +386,10 @@ def _record(claim: Claim, model: str) -> None:
     # A model's name may be an address on the hub or a folder.
     path = RECORDS / re.sub(r"[^\w.-]+", "_", model) / f"{claim.id}.json"
     text = json.dumps(row, indent=1, ensure_ascii=False) + "\n"
-    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+    try:
+        write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+    except OSError as reason:
+        print(f"({claim.id} not recorded for the claims by model: {reason})")
 
 
 def _hold_to_record(claim: Claim, model: str) -> None:
