@@ -206,6 +206,18 @@ def test_an_adapter_is_refused(copied):
         pl.load_model(folder)
 
 
+def test_weights_that_another_owner_keeps_closed_are_named(copied, monkeypatch):
+    # As anybody but the owner: whoever runs the tests may be root, who reads everything.
+    monkeypatch.setattr(os, "access", lambda file, mode: Path(file).stat().st_mode & mode)
+    folder = copied()
+    for file in folder.iterdir():
+        file.chmod(0o644)
+    assert pl.load_model(folder).cfg.n_layers
+    (folder / "model.safetensors").chmod(0o600)
+    with pytest.raises(pl.PatchlibError, match=r"may not read model\.safetensors in .*chmod a\+r"):
+        pl.load_model(folder)
+
+
 def no_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 

@@ -199,6 +199,13 @@ def _check_folder(folder: Path) -> None:
             f"there is no folder {folder}: give one that holds {_FILES} as Hugging Face's "
             "save_pretrained writes them"
         )
+    # save_pretrained writes weights for their owner alone.
+    files = (*folder.glob("*.json"), *_weights(folder))
+    if closed := [file.name for file in files if not os.access(file, os.R_OK)]:
+        raise PatchlibError(
+            f"this account may not read {' and '.join(closed)} in the folder {folder}: their owner "
+            "lets others read them with chmod a+r"
+        )
     missing = [file for file in ("config.json", "tokenizer.json") if not (folder / file).is_file()]
     for index in folder.glob("*.index.json"):
         shards = set(_json(index)["weight_map"].values())
