@@ -5,6 +5,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 import bs4
 import matplotlib.colors
@@ -659,3 +660,16 @@ def test_the_saved_notebook_has_a_table_of_the_settings(explorer: Explorer) -> N
         "metric": "logit_diff",
     }
     assert "error" not in str(table).lower()
+
+
+def test_long_names_of_positions_leave_room_for_the_attention(explorer: Explorer) -> None:
+    explorer.controls["task"].value = "factual_recall"
+    figure = explorer.attention_figure
+    figure.canvas.draw()
+    panel = figure.axes[0]
+    assert max(len(label.get_text()) for label in panel.get_yticklabels()) > 20
+    # A line of 7 pt for each token, of 72 pt an inch.
+    high = panel.get_position().height * figure.get_figheight()
+    assert high / len(panel.get_yticklabels()) > 7 / 72
+    titles = [axes.title.get_window_extent() for axes in figure.axes[:-1]]
+    assert all(left.x1 < right.x0 for left, right in pairwise(titles))

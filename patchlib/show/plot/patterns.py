@@ -18,8 +18,9 @@ from torch import Tensor
 from patchlib.errors import PatchlibError
 from patchlib.show.plot.style import STYLE, DescribedFigure, colours, legend, new_figure, title
 
-# Inches: room for one line of 7 pt per token, and for labels and the colour bar.
-_PER_TOKEN, _LABELS, _BAR = 0.15, 0.6, 0.6
+# Inches: room for one line of 7 pt per token, for labels of 12 characters, for each further one and
+# for the colour bar.
+_PER_TOKEN, _LABELS, _PER_CHARACTER, _BAR = 0.15, 0.6, 0.07, 0.6
 # Probabilities in half precision may exceed 1 by a little.
 _TOLERANCE = 1e-2
 
@@ -161,17 +162,19 @@ def attention(
         )
 
     future = np.triu(np.ones((n_tokens, n_tokens), dtype=bool), k=1)
-    side = max(_PER_TOKEN * n_tokens + _LABELS, 2.4)
+    labels = [_labels(panel, mark) for panel in panels]
+    more = max(0, max(len(label) for panel in labels for label in panel) - 12)
+    side = max(_PER_TOKEN * n_tokens + _LABELS + _PER_CHARACTER * more, 2.4)
     size = (side * n_panels + _BAR, side + 0.3)
     with matplotlib.rc_context(STYLE):
         drawn = new_figure(*size, "compressed")
         grid = drawn.subplots(1, n_panels, squeeze=False)
-        for axes, panel, title, pattern in zip(grid[0], panels, titles, values, strict=True):
+        for axes, panel, title, pattern in zip(grid[0], labels, titles, values, strict=True):
             image = axes.imshow(np.where(future, np.nan, pattern), cmap="Blues", vmin=0, vmax=1)
             axes.set_title(title)
             axes.set_xlabel("source token (key)")
             _label_tokens(axes, panel, mark)
-            if axes is not grid[0, 0] and panel == panels[0]:
+            if axes is not grid[0, 0] and panel == labels[0]:
                 axes.tick_params(labelleft=False)
         grid[0, 0].set_ylabel("destination token (query)")
         drawn.colorbar(image, ax=grid[0], label="attention probability", aspect=25)
@@ -182,22 +185,23 @@ def attention(
     return drawn
 
 
-def _label_tokens(axes: Axes, tokens: list[str], mark: dict[str, int]) -> None:
-    """Write the tokens along both axes, the marked ones in bold with their names."""
-    names = {position: name for name, position in mark.items()}
-    labels = [
-        f"{names[i]}: {_shown(token)}" if i in names else _shown(token)
-        for i, token in enumerate(tokens)
-    ]
-    axes.set_xticks(range(len(tokens)), labels, rotation=90)
-    axes.set_yticks(range(len(tokens)), labels)
+def _labels(tokens: list[str], mark: dict[str, int]) -> list[str]:
+    """The tokens, the marked ones with their names."""
+    names = {position: f"{name}: " for name, position in mark.items()}
+    return [names.get(i, "") + _shown(token) for i, token in enumerate(tokens)]
+
+
+def _label_tokens(axes: Axes, labels: list[str], mark: dict[str, int]) -> None:
+    """Write the labels along both axes, the marked ones in bold."""
+    axes.set_xticks(range(len(labels)), labels, rotation=90)
+    axes.set_yticks(range(len(labels)), labels)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
         for i, text in enumerate(ticks):
             # Tokens are text: two dollar signs are no formula.
             text.set_parse_math(False)
-            if i in names:
+            if i in mark.values():
                 text.set_fontweight("bold")
 
 
