@@ -45,6 +45,12 @@ const pictures = [...document.querySelectorAll(".widget-vbox img")];
 return pictures.map((picture) => picture.getClientRects().length > 0);
 """
 
+# Whether nothing of them is cut off at the right.
+_FIT = """
+const pictures = [...document.querySelectorAll(".widget-vbox img")];
+return pictures.every((picture) => picture.getBoundingClientRect().right <= innerWidth);
+"""
+
 
 def _choice(driver, label):
     def find(browser):
@@ -177,6 +183,8 @@ def test_the_dashboard_of_voila_follows_its_controls():
         _choice(driver, "component").select_by_visible_text("mlp")
         WebDriverWait(driver, 180).until(lambda d: d.execute_script(_VISIBLE) == [True, True])
         assert not driver.find_element(By.CSS_SELECTOR, ".patchlib-map").is_displayed()
+        driver.set_window_size(600, 1600)
+        WebDriverWait(driver, 30).until(lambda d: d.execute_script(_FIT))
 
 
 _SEEN = """

@@ -134,7 +134,7 @@ class Explorer:
         self.progress = ipywidgets.FloatProgress(layout={"visibility": "hidden", "width": "98%"})
         self._message = ipywidgets.HTML()
         self.map = HeatMap()
-        self.button = ipywidgets.Button(layout={"display": "none", "width": "auto"})
+        self.button = ipywidgets.Button(layout={"display": "none", "width": "max-content"})
         self.button.on_click(self._clicked)
         above = (self.button, self.progress, self._message, self.map)
         self.widget = _panel(self.controls, *above, self._effects, self._attention)
@@ -281,7 +281,7 @@ class Explorer:
 
     def _tell(self, error: str) -> None:
         self.error = error
-        style = "color: #b00020; line-height: 1.4"
+        style = "color: var(--jp-error-color1, #b00020); line-height: 1.4"
         self._message.value = f'<div style="{style}">{html.escape(error)}</div>' if error else ""
 
     def _show_button(self, text: str) -> None:
@@ -462,7 +462,7 @@ def _panel(controls: dict[str, Any], *below: ipywidgets.Widget) -> ipywidgets.VB
         ("head", "prompt"),
     )
     for control in controls.values():
-        control.layout.width = "195px"
+        control.layout.width = "215px"
         control.style.description_width = "80px"
     lines = [
         ipywidgets.HBox([controls[name] for name in row], layout={"flex_flow": "row wrap"})

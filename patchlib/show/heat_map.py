@@ -31,6 +31,7 @@ _CSS = """
 .patchlib-map .patchlib-bar { display: flex; gap: 6px; align-items: center; font-size: 11px; }
 .patchlib-map .patchlib-bar i { width: 140px; height: 10px; border: 1px solid #888; }
 .patchlib-map .patchlib-read { font-size: 13px; min-height: 18px; }
+.widget-vbox:has(.patchlib-map) img { max-width: 100%; }
 """
 
 
