@@ -70,7 +70,7 @@ print("positions that STR changes:", (clean_tokens != str_tokens)[0].nonzero().f
 # cosine between the embedding before and after: 1 is an unchanged direction, 0 leaves nothing of it.
 
 # %%
-W = model.W_E.detach()
+W = model.W_E.detach().cpu()
 print("sigma = 3 x", round(float(W.std()), 4), "=", round(pl.GN("S2").sigma(model), 4))
 print("length of the embedding:", round(float(W[clean_tokens[0, s2]].norm()), 2))
 
@@ -96,7 +96,7 @@ pd.DataFrame([draw_of_noise(draw) for draw in range(5)], columns=columns).round(
 
 # %%
 def run(tokens, noise=0, edits=()):
-    add = ("hook_embed", lambda embed, hook: embed + noise)
+    add = ("hook_embed", lambda embed, hook: embed + torch.as_tensor(noise).to(embed))
     return model.run_with_hooks(tokens, fwd_hooks=[add, *edits])[0, -1]
 
 

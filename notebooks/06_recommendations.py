@@ -87,7 +87,7 @@ pl.predict("6-1", "both rise")  # or "only probability rises", "neither"
 # %%
 def logits_of(name):
     noise = corruptions[name].noise(model, some, 0)
-    hooks = [] if noise is None else [("hook_embed", lambda embed, hook: embed + noise)]
+    hooks = [] if noise is None else [("hook_embed", lambda embed, hook: embed + noise.to(embed))]
     with torch.no_grad():
         return model.run_with_hooks(corruptions[name].tokens(some), fwd_hooks=hooks)[:, -1]
 

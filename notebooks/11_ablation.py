@@ -91,7 +91,7 @@ heads = pl.Heads(sorted({*pl.Heads(top)}))
 def last_token(tokens):
     with torch.no_grad():
         _, cache = model.run_with_cache(tokens, names_filter=lambda name: "hook_z" in name)
-    return {head: cache["z", head.layer][:, -1, head.head].double() for head in heads}
+    return {head: cache["z", head.layer][:, -1, head.head].double().cpu() for head in heads}
 
 
 cloud, mine = last_token(reference.clean_tokens[-100:]), last_token(pairs.clean_tokens[:40])

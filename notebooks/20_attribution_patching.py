@@ -57,7 +57,7 @@ logits = model.run_with_hooks(corrupted, fwd_hooks=[(z, lambda a, hook: a + shif
 difference = logits[one.answers.item()] - logits[one.wrong_answers.item()]
 (gradient,) = torch.autograd.grad(difference, shift)
 # prompt, position, head, d_head: all but the heads are added up.
-nats = ((there - here) * gradient).sum((0, 1, 3))
+nats = ((there - here) * gradient).sum((0, 1, 3)).cpu()
 
 # %% [markdown]
 # Nats become an effect when they are divided by the way between the runs, as in a sweep. `pl.attribute` takes what
@@ -134,7 +134,7 @@ there, here = (
 def moved(part):
     between = here.clone()
     between[:, :, worst.head] += part * (there - here)[:, :, worst.head]
-    logits = model.run_with_hooks(corrupted, fwd_hooks=[(z, lambda a, hook: between)])[:, -1]
+    logits = model.run_with_hooks(corrupted, fwd_hooks=[(z, lambda a, hook: between)])[:, -1].cpu()
     right, wrong = (each.view(-1, 1) for each in (few.answers, few.wrong_answers))
     return (logits.gather(1, right) - logits.gather(1, wrong)).mean().item()
 

@@ -139,7 +139,7 @@ def walk(share):
 
 away = one.corrupted_tokens("S2")
 with torch.no_grad():
-    there, here = mini.embed(away), mini.embed(one.clean_tokens)
+    there, here = corrupted["hook_embed"], clean["hook_embed"]
     height = pd.Series({share: walk(share).item() for share in (0, 0.1, 0.2, 0.4, 0.6, 0.8, 1)})
 whole = height[1] - height[0]
 slope = pl.attribute_edges(mini, one, **options).effect.sel(writer="resid0").sum().item()

@@ -60,7 +60,9 @@ def random_model(
     """A model of some geometry, with random weights."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        AutoModelForCausalLM.from_config(configuration).save_pretrained(folder)
+        with torch.device(device):
+            network = AutoModelForCausalLM.from_config(configuration)
+        network.save_pretrained(folder)
         AutoTokenizer.from_pretrained(MINI).save_pretrained(folder)
         return pl.load_model(folder, device, dtype)
 
@@ -362,8 +364,11 @@ def on_a_gpu(clock: Clock, device: str) -> list[Row]:
         pairs = random_pairs(model)
         for component in ("head", "mlp"):
             work = sweep(model, pairs, component=component, corruption=pl.STR("S2"))
+            with FlopCounterMode(display=False) as counter:
+                work()
             (seconds,) = clock.seconds(work)
             row = {"work": f"GPT-2 {size}, {dtype}, {component} of all", "seconds": seconds}
+            row["TFLOP/s"] = counter.get_total_flops() / seconds / 1e12
             table.append(row | {"peak MiB": peak(model, work)})
             show(table[-1:])
     return table

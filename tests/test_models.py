@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-import xarray as xr
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -43,17 +42,6 @@ def test_the_environment_names_the_device(monkeypatch):
     with pytest.raises(pl.PatchlibError, match="device='nowhere' cannot be used here"):
         pl.load_model("mini")
     assert pl.load_model("mini", device="cpu").cfg.device == "cpu"
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
-def test_a_gpu_gives_the_numbers_of_the_cpu(monkeypatch, mini):
-    pairs = pl.tasks.ioi(mini, n=4)
-    options = {"corruption": pl.STR("S2"), "progress": False}
-    monkeypatch.setenv("PATCHLIB_DEVICE", "cuda")
-    model = pl.load_model("mini")
-    assert describe(model)["device"] == "cuda:0"
-    fx, here = (pl.patch(each, pairs, **options) for each in (model, mini))
-    xr.testing.assert_allclose(fx.patched, here.patched, rtol=0, atol=1e-3)
 
 
 def test_attn_only_is_loaded_and_patched(attn_only_4l):

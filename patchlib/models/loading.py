@@ -129,6 +129,8 @@ def load_model(
         if bars:
             hf_logging.enable_progress_bar()
     model.eval()
+    # Prompts are tokenized on the CPU, and TransformerLens leaves them there.
+    model.original_model.register_forward_pre_hook(_bring_tokens)
     model.cfg.model_name = name
     model.cfg.revision = (
         _fingerprint(Path(source)) if is_folder else _commit(model, source, revision)
@@ -137,6 +139,11 @@ def load_model(
         # Its beginning-of-sequence token opens a turn of a chat and is of no use to plain text.
         model.cfg.default_prepend_bos = False
     return model
+
+
+def _bring_tokens(network: torch.nn.Module, tokens: tuple[torch.Tensor, ...]) -> Any:
+    device = next(network.parameters()).device
+    return tuple(each.to(device) for each in tokens)
 
 
 class _Complete:

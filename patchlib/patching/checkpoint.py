@@ -167,7 +167,7 @@ def places(numbers: Sequence[tuple[int, int]]) -> dict[str, tuple[str, list[int]
 
 
 def hooked(model: TransformerBridge) -> list[str]:
-    """The modules with hooks other than those by which the libraries record activations."""
+    """The modules with hooks other than those of the libraries and of `patchlib.load_model`."""
     # Nearly all modules are in both.
     seen: set[torch.nn.Module] = set()
     return [
@@ -176,7 +176,7 @@ def hooked(model: TransformerBridge) -> list[str]:
         for name, module in whole.named_modules(memo=seen)
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
         if isinstance(module, HookPoint)
-        or not str(hook.__module__).startswith(("transformers.", "transformer_lens."))
+        or not str(hook.__module__).startswith(("transformers.", "transformer_lens.", "patchlib."))
     ]
 
 
