@@ -1,6 +1,9 @@
 """Experiments have settings for every model, and an estimate of what they take."""
 
 import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ from patchlib.errors import PatchlibError
 from patchlib.paper import experiments
 from patchlib.paper.experiments import Estimate, estimate, settings
 from patchlib.patching import duration
+from patchlib.prompts.pairs import TokenizedPrompt
 
 NAMES = list(json.loads(experiments.EXPERIMENTS.read_text("utf-8")))
 IOI: dict[str, Any] = {
@@ -94,6 +98,44 @@ def test_weights_of_a_layer_are_those_of_the_model(tiny: TransformerBridge) -> N
         if part.ndim == 2 and "qkv" not in name and any(each in name for each in names)
     }
     assert tiny.cfg.n_layers * duration.layer_weights(tiny) == sum(counted.values())
+
+
+SIZES = {
+    "GPT-2 XL": {"n_layers": 48, "n_heads": 25, "d_model": 1600, "d_head": 64, "d_mlp": 6400},
+    "GPT-J": {"n_layers": 28, "n_heads": 16, "d_model": 4096, "d_head": 256, "d_mlp": 16384},
+    "70 billion (80 layers of width 8192)": {
+        "n_layers": 80, "n_heads": 64, "n_key_value_heads": 8, "d_model": 8192, "d_head": 128,
+        "d_mlp": 28672, "gated_mlp": True,
+    },
+}  # fmt: skip
+SCALING = (Path(__file__).parents[1] / "notebooks" / "scaling.md").read_text("utf-8")
+
+
+POWERS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
+
+
+def written(name: str) -> list[str]:
+    """A model's row of the page's table, without the name."""
+    return re.search(rf"^\| {re.escape(name)} \| (.*) \|$", SCALING, re.M)[1].split(" | ")
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_page_on_scaling_adds_up(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duration, "unit_of", lambda model, activation: None)
+    model: Any = SimpleNamespace(cfg=SimpleNamespace(**SIZES[name]))
+    clean = tuple(range(10))
+    corrupted = {"subject": (0, 1, 20, 30, *clean[4:])}
+    prompt = TokenizedPrompt("", clean, corrupted, (0,), (1,), {"subject": (2, 3)})
+    pairs = pl.PromptPairs("facts", (prompt,) * 290)
+    windows = [1, 3, 5, 10], [0, 1, 2, 5]
+    total = duration.operations(model, pairs, "subject", 10, "mlp", "each", *windows)
+    weights = model.cfg.n_layers * duration.layer_weights(model)
+    rows = 290 * 10 * model.cfg.n_layers * 4 * 8
+    times = [f"about {cell}" for cell in written(name)[3:]]
+    assert times == [duration.spelt(total / rate) for rate in (25e9, 64 * 25e9, 100e12)]
+    for cell, number in zip(written(name), (weights, rows, total), strict=False):
+        digits, power = cell.translate(POWERS).split(" × 10")
+        assert float(f"{digits}e{power}") == float(f"{number:.2g}")
 
 
 def test_the_rate_is_measured(mini: TransformerBridge) -> None:
