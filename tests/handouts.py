@@ -11,6 +11,7 @@ import ast
 import re
 import sys
 from functools import cache, partial
+from itertools import count
 from pathlib import Path
 from textwrap import indent
 
@@ -140,23 +141,30 @@ KINDS = {"student": student, "solutions": solutions}
 def write(kind: str) -> Path:
     """Writes all notebooks of a kind.
 
+    A folder with others in it, in which somebody may have worked, is renamed first.
+
     Args:
         kind: ``"student"`` or ``"solutions"``.
 
     Returns:
         The folder, ``_build/student`` or ``_build/solutions``.
     """
-    folder = BUILD / kind
-    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+    # Saved in JupyterLab, these are no pairs.
+    texts = {"jupytext.toml": 'formats = "ipynb"\n'}
+    for path in NOTEBOOKS.glob("*.ipynb"):
         notebook = nbformat.read(path, as_version=4)
         KINDS[kind](notebook)
-        write_whole(folder / path.name, partial(nbformat.write, notebook))
+        texts[path.name] = nbformat.writes(notebook) + "\n"
     for path in NOTEBOOKS.glob("*.md"):
-        text = path.read_text(encoding="utf-8").replace("](../", "](../../")
-        write_whole(folder / path.name, partial(Path.write_text, data=text, encoding="utf-8"))
-    # Saved in JupyterLab, these are no pairs.
-    pairs = 'formats = "ipynb"\n'
-    write_whole(folder / "jupytext.toml", lambda part: part.write_text(pairs, encoding="utf-8"))
+        texts[path.name] = path.read_text(encoding="utf-8").replace("](../", "](../../")
+    folder = BUILD / kind
+    here = [(folder / name, text) for name, text in texts.items() if (folder / name).is_file()]
+    if any(path.read_text(encoding="utf-8") != text for path, text in here):
+        numbered = (folder.with_name(f"{kind}-{n}") for n in count(1))
+        aside = next(path for path in numbered if not path.exists())
+        print("what was there before is in", folder.rename(aside))
+    for name, text in texts.items():
+        write_whole(folder / name, partial(Path.write_text, data=text, encoding="utf-8"))
     return folder
 
 

@@ -77,6 +77,22 @@ def test_students_get_no_outputs_no_guesses_and_all_else(written, stored):
     assert guesses >= 40
 
 
+def test_work_in_an_older_folder_is_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(handouts, "BUILD", tmp_path)
+    folder = handouts.write("student")
+    start = folder / "00_start_here.ipynb"
+    given = start.read_text("utf-8")
+    assert handouts.write("student") == folder
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+    for number in (1, 2):
+        start.write_text(f"my answers {number}", "utf-8")
+        handouts.write("student")
+        aside = tmp_path / f"student-{number}"
+        assert str(aside) in capsys.readouterr().out
+        assert (aside / start.name).read_text("utf-8") == f"my answers {number}"
+        assert start.read_text("utf-8") == given
+
+
 def test_a_guess_to_choose_stays_in_the_comment():
     without = handouts.without_guesses
     assert without('pl.predict("3-1", "a")  # or "b"') == 'pl.predict("3-1", ...)  # "a" or "b"'
