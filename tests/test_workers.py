@@ -9,7 +9,13 @@ import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import (
+    CancelledError,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+)
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
@@ -180,6 +186,9 @@ class Broken(Executor):
         future: Future = Future()
         if self.error is None:
             future.set_result(None)
+        elif isinstance(self.error, CancelledError):
+            future.cancel()
+            future.set_running_or_notify_cancel()
         else:
             future.set_exception(self.error)
         return future
@@ -201,6 +210,35 @@ def test_blocks_that_always_fail(model, pairs, tmp_path, retries):
     assert len(made) == retries + 1
     fx = pl.patch(model, pairs, "mlp", executor=threads, **options)
     assert_equal(fx, pl.patch(model, pairs, "mlp", progress=False, **OPTIONS))
+
+
+def shut_down() -> ThreadPoolExecutor:
+    made = threads()
+    made.shutdown()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Broken(CancelledError()), "left after retries=1: 3.*CancelledError"),
+        (shut_down, "after shutdown.*executor= has to make a new one each time"),
+        (lambda: None, "executor= made None, which has no submit: give a function"),
+    ],
+)
+def test_executors_that_run_nothing(model, pairs, tmp_path, make, words):
+    """What a closed cluster cancels is handed out again, as what fails is."""
+    options = OPTIONS | {"checkpoint": tmp_path, "progress": False, "block": 2, "retries": 1}
+    with pytest.raises(pl.PatchlibError, match=words):
+        pl.patch(model, pairs, "mlp", executor=make, **options)
+
+
+def test_forked_workers_with_threads_are_refused(model, pairs, tmp_path, monkeypatch):
+    """They would wait for ever for threads that only the first process has."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    make = functools.partial(ProcessPoolExecutor, 1, mp_context=FORK)
+    with pytest.raises(pl.PatchlibError, match=r"forked.*get_context\('spawn'\).*NUM_THREADS=1"):
+        pl.patch(model, pairs, executor=make, checkpoint=tmp_path, progress=False, **OPTIONS)
 
 
 def test_workers_that_see_another_folder(model, pairs, tmp_path, monkeypatch):
@@ -293,7 +331,10 @@ def test_workers_with_another_model_are_refused(tiny_folders, pairs, tmp_path):
     with torch.no_grad():
         model.blocks[2].mlp.out.original_component.bias[0] += 1
     options = OPTIONS | {"checkpoint": tmp_path, "progress": False}
-    with pytest.raises(pl.PatchlibError, match=r"loads the model by its name, .*weights \(\w{24}"):
+    words = (
+        r"loads the model by its name, .*weights \(\w{24}.*after loading: .* leave executor= out"
+    )
+    with pytest.raises(pl.PatchlibError, match=words):
         pl.patch(model, pairs, "mlp", executor=threads, **options)
 
 

@@ -134,12 +134,13 @@ def patch(
             80 % of the free memory on a GPU where None.
         checkpoint: a folder that keeps every finished pass, so that the same call goes on where
             a stopped one was.
-        executor: makes what runs the sweep in other processes, such as
-            ``loky.get_reusable_executor``, ``lambda: client.get_executor(pure=False)`` of
-            dask.distributed or a function that returns a ``submitit.AutoExecutor``; all that is
-            asked of it is ``submit``. Each worker loads the model by its name, onto the device it
-            is on here, and writes to ``checkpoint``, a folder that all must see. ``batch_size``
-            and ``memory_budget`` hold for each. A worker that is killed loses the pass it was at.
+        executor: makes what runs the sweep in other processes, anew each time, since it is shut
+            down after use: ``loky.get_reusable_executor``, ``lambda:
+            client.get_executor(pure=False)`` of dask.distributed or a function that returns a
+            ``submitit.AutoExecutor``; all that is asked of it is ``submit``. Each worker loads the
+            model by its name, onto the device it is on here, and writes to ``checkpoint``, a
+            folder that all must see. ``batch_size`` and ``memory_budget`` hold for each. A worker
+            that is killed loses the pass it was at.
         block: how many prompts a worker is handed at a time.
         retries: how often what is left of blocks that failed is handed to a new executor.
         recompute: compute also what is stored. By default stored sweeps (`patchlib.patching.store`)
@@ -439,6 +440,7 @@ def _measure_block(
     *block: Any,
 ) -> None:
     """What a worker does: some prompts of a sweep, whose passes it keeps in the sweep's folder."""
+    workers.require_threads()
     model, prints = _loaded(*(described[name] for name in ("model", "revision", "dtype", "device")))
     frame, what = _components(model, pairs, *asked)
     _patch(

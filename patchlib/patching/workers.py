@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
 from typing import Any
+
+import torch
 
 from patchlib.errors import PatchlibError, whole
 
@@ -31,6 +35,17 @@ def require_sense(
         raise PatchlibError(
             "executor= without checkpoint=: give a folder that all workers see, where they keep "
             "what they have finished"
+        )
+
+
+def require_threads() -> None:
+    """Refuses to compute where that would wait for ever, for threads that a fork left behind."""
+    forked = type(multiprocessing.current_process()).__name__ == "ForkProcess"
+    if forked and torch.get_num_threads() > 1:
+        raise PatchlibError(
+            "it was forked from a process whose threads it lacks: let workers be started anew, "
+            "ProcessPoolExecutor(mp_context=multiprocessing.get_context('spawn')) for example, or "
+            "set OMP_NUM_THREADS=1 in the environment"
         )
 
 
@@ -64,13 +79,15 @@ def run(
                 f"executor=: blocks left after retries={retries}: {len(left)}. The last error was "
                 f"{type(failed).__name__}: {failed}. What was finished is kept, and the same call "
                 "goes on from there; a worker that was killed often lacked memory: give fewer "
-                "workers, or a memory_budget="
+                "workers, or a memory_budget=. An executor is shut down after use: executor= has "
+                "to make a new one each time"
             ) from failed
         attempts += 1
         failed = _round(_made(executor), task, left, collect)
         if isinstance(failed, PatchlibError):
             raise PatchlibError(
-                f"a worker, which loads the model by its name, refused its block: {failed}"
+                f"a worker, which loads the model by its name, refused its block: {failed}. It has "
+                "nothing of what was done to the model after loading: for that leave executor= out"
             ) from failed
         until = time.monotonic() + _PATIENCE
         while failed is None and blocks(block):
@@ -110,12 +127,20 @@ def _round(
         if hasattr(executor, "shutdown"):
             executor.shutdown(wait=not open_ones)
     collect()
-    return next(filter(None, (future.exception() for future in futures)), failed)
+    return next(filter(None, map(_error, futures)), failed)
+
+
+def _error(future: Any) -> BaseException | None:
+    try:
+        return future.exception()
+    # By others, such as a cluster that is closed.
+    except CancelledError as error:
+        return error
 
 
 def _made(executor: Callable[[], Any]) -> Any:
     try:
-        return executor()
+        made = executor()
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get(str(error.name).partition(".")[0])
         if extra is None:
@@ -123,3 +148,9 @@ def _made(executor: Callable[[], Any]) -> Any:
         raise PatchlibError(
             f"executor= needs {error.name}, which is not installed: pip install 'patchlib[{extra}]'"
         ) from error
+    if not hasattr(made, "submit"):
+        raise PatchlibError(
+            f"executor= made {made!r}, which has no submit: give a function that returns an "
+            "executor, such as loky.get_reusable_executor"
+        )
+    return made
