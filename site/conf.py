@@ -15,7 +15,7 @@ from patchlib.pages import mathml
 ROOT = Path(__file__).parents[1]
 
 project = "Activation patching, step by step"
-author = "The patchlib authors"
+author = copyright = "The patchlib authors"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 
 root_doc = "README"
