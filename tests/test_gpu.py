@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from test_interchange import slots
 from transformer_lens.model_bridge import TransformerBridge
 
 import patchlib as pl
@@ -23,13 +24,6 @@ NOISE: dict[str, Any] = {"corruption": pl.GN("S1+IO", draws=2), "progress": Fals
 ZERO: dict[str, Any] = {"with_": pl.Zero(), "progress": False}
 HEADS = ["0.1", "1.2"]
 EDGES = ["0.1->q1.0", "mlp0->logits"]
-
-
-def slots(words: dict[str, str], **held: Any) -> dict[str, Any]:
-    """Which of the first two names is not repeated."""
-    first, second, third, *_ = words.values()
-    slot = held.get("slot", 1 if third == first else 2)
-    return {"slot": slot, "answer": second if slot == 1 else first}
 
 
 def by_das(model: TransformerBridge, pairs: PromptPairs) -> Any:

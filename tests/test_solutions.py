@@ -60,7 +60,8 @@ def test_a_wrong_answer_gets_a_hint_in_one_sentence_without_the_right_one(lesson
     for id, (right, mistakes) in module.SOLUTIONS.items():
         secret = list(secrets(right(notebook)))
         assert len(mistakes) == 2
-        for words, wrong in mistakes.items():
+        more = getattr(module, "MORE", {}).get(id, {})
+        for words, wrong in (mistakes | more).items():
             mark, _, hint = told(id, wrong(notebook), notebook, capsys).partition(f" {id}  ")
             assert mark == "✗" and words in hint
             assert hint.count("\n") == 1 and ". " not in hint

@@ -31,8 +31,8 @@ from patchlib.patching import checkpoint, workers
 from patchlib.patching.patch import ENGINES
 from patchlib.prompts.pairs import PromptPairs
 
-# The server has imported what workers need, and forking it is safe: it runs no threads.
 pytestmark = pytest.mark.slow
+# The server has imported what workers need, and forking it is safe: it runs no threads.
 SERVER = get_context("forkserver")
 SERVER.set_forkserver_preload(["patchlib.patching.patch"])
 FORK = get_context("fork")

@@ -34,6 +34,9 @@ def alike(prompts, number, feature):
     return [i for i, one in enumerate(prompts) if feature(one) == feature(prompts[number])]
 
 
+# A third wrong answer.
+MORE = {"23.3": {"as `odd` does": lambda nb: lambda prompt: (name(prompt) + 1) % 2}}
+
 SOLUTIONS = {
     "23.1": (
         ratio,
@@ -61,7 +64,7 @@ SOLUTIONS = {
         lambda nb: lambda prompt: name(prompt) % 4,
         {
             "it decides the order in `data`, too": lambda nb: order,
-            "as `odd` does": lambda nb: lambda prompt: (name(prompt) + 1) % 2,
+            "hardly any two prompts share": lambda nb: lambda prompt: prompt.text,
         },
     ),
 }

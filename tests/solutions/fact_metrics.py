@@ -11,8 +11,9 @@ def given(model):
     pairs = pl.tasks.factual_recall(model, n=30)
     corruptions = {"STR": pl.STR("subject"), "GN": pl.GN("subject")}
     maps = pl.sweep(model, pairs, corruptions, "mlp", positions=AT, window=3, progress=False)
-    # Some prompts have no such token.
-    at = maps["STR"].sel(layer=3, position="middle_subject").squeeze()
+    at = maps["STR"].sel(layer=3, position="last_subject").squeeze()
+    # As if some prompts had no such token.
+    at = at.where(at.prompt >= 5)
     return SimpleNamespace(maps=maps, at=at)
 
 
@@ -45,6 +46,14 @@ def count(nb, everybody=False):
     return float(((nats >= 1) & (prob < 0.01)).mean())
 
 
+def gained_logits(nb):
+    nats, _ = gains(nb)
+    return float((nats >= 1).mean())
+
+
+# A third wrong answer.
+MORE = {"4.1.3": {"a prompt without this token": lambda nb: count(nb, everybody=True)}}
+
 SOLUTIONS = {
     "4.1.1": (
         largest,
@@ -63,8 +72,8 @@ SOLUTIONS = {
     "4.1.3": (
         count,
         {
-            "a prompt without this token": lambda nb: count(nb, everybody=True),
             "of all others": lambda nb: 1 - count(nb),
+            "every gain of logits": gained_logits,
         },
     ),
 }
